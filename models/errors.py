@@ -1,0 +1,35 @@
+"""What a user is told when something cannot be done, and the exit code that goes with it."""
+
+from typing import ClassVar
+
+LIMIT = 2_000
+
+
+def bounded(text: str, limit: int = LIMIT) -> str:
+    """Cut `text` to at most `limit` characters, saying how many were left out."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit - 40]} … ({len(text) - limit + 40} more characters)"
+
+
+class GauntletError(Exception):
+    """Says what failed, what exists and what to do, in bounded text without personal values."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(bounded(message))
+
+
+class DataError(GauntletError):
+    """The data cannot be used as the model's YAML describes them."""
+
+
+class WorkError(GauntletError):
+    """A step of the work failed for a reason outside the data."""
+
+
+class ConfigError(GauntletError):
+    """The command, a model YAML or a stack file is wrong; nothing was started."""
+
+    exit_code: ClassVar[int] = 2
