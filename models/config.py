@@ -36,6 +36,7 @@ class Column(Section):
     categories: tuple[Scalar, ...] | None = None
     missing: Share = Field(0.0, description="Largest share of missing values that is allowed.")
     missing_values: tuple[Scalar, ...] = Field((), description="Values that mean missing, besides the source's own.")
+    format: str | None = Field(None, description="How a datetime is written, as for strptime; else ISO 8601.")
     feature: bool = Field(True, description="Whether the model may see it.")
     personal: bool = Field(False, description="Identifies a person: hashed before the first artifact, never a feature.")
     sensitive: bool = Field(False, description="Measured for fairness; kept.")
@@ -52,6 +53,8 @@ class Column(Section):
             raise ValueError(f"a {self.type} column has no categories")
         if self.categories is not None and len(set(map(str, self.categories))) < len(self.categories):
             raise ValueError("categories repeat")
+        if self.format and self.type != "datetime":
+            raise ValueError(f"a {self.type} column has no format")
         return self
 
 
@@ -290,6 +293,15 @@ class ModelConfig(Section):
                 _require(used, list(self.columns), f"derived.{name}")
                 if self.columns[used].personal:
                     raise ValueError(f"derived.{name}: column '{used}' is personal")
+            found = {self.columns[used].type.replace("integer", "number") for used in expression.inputs}
+            fitting = (
+                ({"datetime"},) if expression.date else ({"number"}, {"datetime"})[: 2 if expression.difference else 1]
+            )
+            if found not in fitting:
+                allowed = " or ".join(word for kind in fitting for word in kind)
+                raise ValueError(
+                    f"derived.{name}: reads {' and '.join(sorted(found))} columns, needs {allowed} columns"
+                )
         if self.target.column in self.columns:
             raise ValueError(f"target column '{self.target.column}' must not be listed under columns")
         if self.split.column:
@@ -328,6 +340,14 @@ class ModelConfig(Section):
         features = self.feature_names()
         used = set(features).union(*(self.derived[n].inputs for n in features if n in self.derived))
         return [name for name in self.columns if name in used]
+
+    def part(self, *keys: str) -> dict[str, Any]:
+        """What a step needs, as JSON-ready data: the data's description and `keys`; all else at its default.
+
+        A step that is given only its part stays cached when another part of the YAML changes.
+        """
+        always = {"name", "task", "sources", "target", "columns"}
+        return self.model_dump(mode="json", include=always.union(keys))
 
     def shaping(self) -> dict[str, Any]:
         """The part of the configuration that shapes the fitted model, as JSON-ready data."""
