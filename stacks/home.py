@@ -29,7 +29,6 @@ def environment(home: Path) -> dict[str, str]:
         "MLFLOW_ARTIFACTS_DESTINATION": str(home / "mlflow" / "artifacts"),
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": str(home / "mlflow" / "artifacts"),
         "ZENML_ANALYTICS_OPT_IN": "false",
-        "ZENML_LOGGING_VERBOSITY": "WARN",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
         "BENTOML_DO_NOT_TRACK": "true",

@@ -1,0 +1,39 @@
+# Everything a person does with this clone; `make help` lists it.
+SHELL := bash
+MODEL ?= wine
+PYTHON ?=
+VENV := .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help install run test prove check format bench lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: ## Set up .venv from the lock (PYTHON=3.12 chooses an interpreter)
+	@.ci/install $(VENV) $(PYTHON)
+
+run: install ## Run the whole life of one model (MODEL=heart_disease does another)
+	@$(BIN)/gauntlet run $(MODEL)
+
+test: install ## Show every guarantee once, small (15 minutes at most), with coverage
+	@$(BIN)/python -m pytest -m "not prove and not bench" --cov --cov-report=term:skip-covered
+
+prove: install ## Run the counts that issues name and write docs/proof.md
+	@$(BIN)/python -m pytest -m prove --proof=docs/proof.md --timeout=1800
+
+check: install ## Lint, types, room contracts
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+format: install ## Format and fix what ruff can
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: install ## Measure: tables and JSON, ratios and medians in one run
+	@for each in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$each .py) || exit 1; done
+
+lock: install ## Resolve requirements.lock anew (versions and hashes, no index address)
+	@$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes --python-version 3.11 \
+		--no-emit-package nvidia-nccl-cu12 --no-header --no-annotate --quiet -o requirements.lock
+
+clean: ## Remove .venv, state and caches
+	rm -rf .venv .venv-* .gauntlet .mypy_cache .ruff_cache .import_linter_cache .coverage

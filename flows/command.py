@@ -1,0 +1,204 @@
+"""The command `gauntlet`: a thin way to what prefect, zenml, bentoml and mlflow do not offer."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from models.errors import GauntletError, bounded
+
+app = typer.Typer(
+    help="One YAML file per model; every challenger runs the gauntlet; one champion serves.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+stack_app = typer.Typer(help="The stack files: what `zenml stack set` can choose from.", no_args_is_help=True)
+app.add_typer(stack_app, name="stack")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Model = Annotated[str, typer.Argument(help="Name of a YAML in models/.", metavar="MODEL")]
+Settings = Annotated[list[str], typer.Option("--set", help="key=value on top of the YAML, for example tuning.trials=10.")]
+
+
+def reported(function: Callable[..., int | None]) -> Callable[..., None]:
+    """Give a command its exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration, 130 Ctrl-C."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **options: Any) -> None:
+        try:
+            code = function(*args, **options) or 0
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            code = _fail("interrupted; the champion is as before, the same command starts again", 130, options)
+        except GauntletError as error:
+            code = _fail(str(error), error.exit_code, options)
+        except Exception as error:
+            code = _fail(f"{type(error).__name__}: {bounded(str(error), 800)}", 1, options)
+        raise typer.Exit(code)
+
+    return command
+
+
+def _fail(message: str, code: int, options: Mapping[str, Any]) -> int:
+    from flows.console import err, print_json
+
+    if options.get("debug"):
+        err.print_exception()
+    err.print(f"Error: {message}", style="red", markup=False)
+    if not options.get("debug") and code == 1:
+        err.print("(--debug shows the traceback)", style="dim")
+    if options.get("as_json"):
+        print_json({"error": message, "exit_code": code})
+    return code
+
+
+@app.command()
+@reported
+def run(
+    model: Model,
+    source: Annotated[str | None, typer.Option(help="Which of the YAML's sources; the first by default.")] = None,
+    settings: Settings = [],  # noqa: B006
+    why: Annotated[str, typer.Option(help="Reason, for the ledger.")] = "",
+    require_promotion: Annotated[bool, typer.Option(help="Exit 3 unless the verdict is `promoted`.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Train a challenger on the active stack, judge it, and serve it if it wins."""
+    from flows.run import run_model
+    from flows.views import print_run
+
+    result = run_model(model, source, settings, why, quiet=as_json)
+    print_run(result, as_json)
+    return 3 if require_promotion and result["verdict"] != "promoted" else 0
+
+
+@app.command()
+@reported
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the model: lower case letters, digits, underscores.")],
+    data: Annotated[Path, typer.Option(help="A CSV or Parquet file.")],
+    target: Annotated[str, typer.Option(help="The column to predict.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing YAML.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write models/NAME.yaml from a look at the data."""
+    from flows.console import out, print_json
+    from flows.new import write_model
+
+    path = write_model(name, data, target, force)
+    if as_json:
+        print_json({"model": name, "path": str(path)})
+        return
+    out.print(f"Wrote {os.path.relpath(path)}. Look at its comments, then: gauntlet run {name}")
+
+
+@app.command()
+@reported
+def show(
+    model: Annotated[str | None, typer.Argument(help="Name of a YAML in models/; all when left out.")] = None,
+    config: Annotated[bool, typer.Option("--config", help="Every key with its value and the layer that set it.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="The JSON Schema of a model YAML.")] = False,
+    settings: Settings = [],  # noqa: B006
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the models, one model's versions, its configuration, or the schema."""
+    from flows import views
+
+    if schema:
+        views.print_schema()
+    elif config:
+        views.print_config(model, settings, as_json)
+    elif model:
+        views.print_model(model, as_json)
+    else:
+        views.print_models(as_json)
+
+
+@app.command()
+@reported
+def history(
+    model: Model,
+    at: Annotated[str | None, typer.Option(help="A time (ISO 8601): who was champion then?")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the ledger of a model."""
+    from flows.views import print_history
+
+    print_history(model, at, as_json)
+
+
+@app.command()
+@reported
+def rollback(
+    model: Model,
+    to: Annotated[int | None, typer.Option(help="Version to go back to; the previous champion by default.")] = None,
+    why: Annotated[str, typer.Option(help="Reason, for the ledger.")] = "rollback by hand",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make an earlier champion serve again: ledger, aliases and `<model>:latest`."""
+    from flows.run import roll_back
+    from flows.views import print_rollback
+
+    print_rollback(roll_back(model, to, why), as_json)
+
+
+@stack_app.command("plan")
+@reported
+def stack_plan(
+    name: Annotated[str | None, typer.Argument(help="Name of a file in stacks/; all when left out.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show how a stack file differs from ZenML's state."""
+    from flows.views import print_changes
+    from stacks import stack_file
+    from stacks.home import use_home
+
+    use_home()
+    names = [name] if name else ["local"]
+    print_changes([change for each in names for change in stack_file.plan(each)], False, as_json)
+
+
+@stack_app.command("apply")
+@reported
+def stack_apply(
+    name: Annotated[str | None, typer.Argument(help="Name of a file in stacks/; local when left out.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make ZenML's state what a stack file says; a second time changes nothing."""
+    from flows.views import print_changes
+    from stacks import stack_file
+    from stacks.home import use_home
+
+    use_home()
+    print_changes(stack_file.apply(name or "local"), True, as_json)
+
+
+@app.command()
+@reported
+def doctor(as_json: Json = False, debug: Debug = False) -> int:
+    """Check the installation, the homes, the ledger, the aliases and the checksums."""
+    from flows.run import examine
+    from flows.views import print_findings
+
+    return print_findings(examine(), as_json)
+
+
+def main() -> None:
+    """Entry point of the `gauntlet` command."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,121 @@
+"""What a person sees of a run: progress and logs on stderr, tables on stdout."""
+
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from models.errors import bounded
+
+STARTED = re.compile(r"Step `(.+)` has started\.")
+FINISHED = re.compile(r"Step `(.+)` has finished in `(.+)`\.")
+CACHED = re.compile(r"Using cached version of step `(.+)`\.")
+OURS = ("models", "stacks", "bentos", "steps", "flows", "gauntlet")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class RunHandler(logging.Handler):
+    """Shows a run on stderr: steps as they start and end, our own messages, everyone's warnings.
+
+    As text, one line a step; as JSON, one object a record with the ids bound by `bind`.
+    """
+
+    def __init__(self, as_json: bool, level: int) -> None:
+        super().__init__(level)
+        self.as_json = as_json
+        self.ids: dict[str, str] = {}
+        self.started: dict[str, float] = {}
+
+    def bind(self, **ids: str) -> None:
+        """Add ids (model, run) to every JSON record from now on."""
+        self.ids.update(ids)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record, or nothing where it is another library's chatter."""
+        try:
+            message = record.getMessage()
+            step = record.name.startswith("zenml") and (
+                STARTED.search(message) or FINISHED.search(message) or CACHED.search(message)
+            )
+            ours = record.name.split(".")[0] in OURS
+            if not (step or ours or record.levelno >= max(logging.WARNING, self.level)):
+                return
+            if self.as_json:
+                self._write_json(record, message)
+            elif step:
+                self._write_step(message)
+            else:
+                style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno > 20 else ""
+                err.print(escape(f"  {bounded(message)}"), style=style)
+        except Exception:
+            self.handleError(record)
+
+    def _write_json(self, record: logging.LogRecord, message: str) -> None:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": bounded(message),
+            **self.ids,
+        }
+        sys.stderr.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _write_step(self, message: str) -> None:
+        if match := STARTED.search(message):
+            self.started[match[1]] = time.monotonic()
+            if err.is_terminal:
+                err.print(f"  [dim]· {match[1]}[/dim]", end="\r")
+        elif match := FINISHED.search(message):
+            seconds = time.monotonic() - self.started.pop(match[1], time.monotonic())
+            err.print(f"  [green]✓[/green] {match[1]:<10} {seconds:6.1f} s")
+        elif match := CACHED.search(message):
+            err.print(f"  [green]✓[/green] {match[1]:<10} [dim]cached[/dim]")
+
+
+def use_logging(level: str, style: str) -> RunHandler:
+    """Replace the console handlers of ZenML and Prefect by ours; their stored logs stay as they are.
+
+    Import zenml and prefect first: each installs its console handler when imported.
+    """
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if type(handler).__name__ in ("ZenMLConsoleHandler", "PrefectConsoleHandler", "RunHandler"):
+            root.removeHandler(handler)
+    handler = RunHandler(style == "json", logging.getLevelName(level))
+    root.addHandler(handler)
+    root.setLevel(min(logging.INFO, handler.level))
+    logging.captureWarnings(False)
+    return handler
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows as a table on stdout."""
+    view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2))
+    for column in columns:
+        view.add_column(column, overflow="fold")
+    for row in rows:
+        view.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+    out.print(view)
+
+
+def number(value: object) -> str:
+    """A number as a person reads it: four decimals at most, thousands apart."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Print one JSON object as the last line of stdout."""
+    sys.stdout.flush()
+    sys.stdout.write(json.dumps(result, ensure_ascii=False, default=str) + "\n")

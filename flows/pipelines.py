@@ -1,0 +1,43 @@
+"""The two ZenML pipelines: `train` makes a challenger and its package, `release` decides and deploys."""
+
+from typing import Annotated, Any
+
+from zenml import pipeline
+
+from steps.deploy import deploy
+from steps.evaluate import Evaluation, evaluate
+from steps.ingest import ingest
+from steps.package import Package, package
+from steps.promote import promote
+from steps.split import split
+from steps.train import train
+from steps.tune import tune
+from steps.validate import validate
+
+
+@pipeline(name="train")
+def train_pipeline(
+    parts: dict[str, dict[str, Any]], source: str, source_digest: str, champion: int | None
+) -> tuple[Annotated[Evaluation, "evaluation"], Annotated[Package, "package"]]:
+    """Rows 1 to 6 of a row's way: from a source to a judged and packaged challenger.
+
+    Args:
+        parts: For each step, the part of the configuration that it may depend on.
+        source: Name of the source to read.
+        source_digest: Digest of what the source holds now, so that changed data are read again.
+        champion: Version to compare with, so that a new champion is compared again.
+    """
+    raw, data_digest = ingest(parts["ingest"], source, source_digest)
+    frame, report, _ = validate(parts["validate"], raw)
+    training, test = split(parts["split"], frame)
+    tuning = tune(parts["tune"], training)
+    release = train(parts["train"], training, tuning, data_digest)
+    evaluation = evaluate(parts["evaluate"], release, test, report, champion)
+    return evaluation, package(parts["package"], release, evaluation)
+
+
+@pipeline(name="release", enable_cache=False)
+def release_pipeline(config: dict[str, Any], evaluation: Any, package: Any, why: str, actor: str) -> None:
+    """Rows 7 and 8: the verdict, and the champion published."""
+    verdict = promote(config, evaluation, package, why, actor)
+    deploy(config, verdict)

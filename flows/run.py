@@ -1,0 +1,103 @@
+"""What the command does in its own process: run the flow, roll back, examine."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from models.config import load_model, parse_set
+from models.errors import GauntletError, WorkError
+from stacks.home import use_home
+
+
+def run_model(model: str, source: str | None, settings: Sequence[str], why: str, quiet: bool) -> dict[str, Any]:
+    """Run the Prefect flow `train` here, on the active stack.
+
+    Args:
+        model: Name of a YAML in `models/`.
+        source: One of its sources; the first when left out.
+        settings: `key=value` texts that go on top of the YAML.
+        why: Reason for the ledger.
+        quiet: Print nothing on stdout.
+
+    Returns:
+        The result of `flows.train.train`.
+
+    Raises:
+        GauntletError: The configuration, the data or a step failed.
+    """
+    from flows.console import err, out
+
+    config = load_model(model, [parse_set(settings)] if settings else []).config
+    used = config.source(source)
+    (err if quiet else out).print(f"[bold]{model}[/bold]: source '{used.name}' ({_describe(used)})")
+    home = use_home()
+    with _prefect(home):
+        from flows.console import use_logging
+        from flows.train import train
+        from stacks.stack_file import ensure_active
+
+        logs = use_logging(config.logging.level, config.logging.format)
+        logs.bind(model=model)
+        ensure_active()
+        return _inner_error(lambda: train(model, used.name, list(settings), why))
+
+
+@contextmanager
+def _prefect(home: Path) -> Iterator[None]:
+    """This process's Prefect: the home's one server, and no heartbeat thread (it costs a flat second)."""
+    from stacks.orchestrator.server import start_server
+
+    server = start_server(Path(os.environ.get("PREFECT_HOME", home / "prefect")))
+    import zenml  # noqa: F401 - the longest import, while the server starts
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server.wait(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
+def _inner_error(work: Any) -> Any:
+    """Call `work`; what ZenML or Prefect wrapped around our own error is taken off again."""
+    try:
+        return work()
+    except GauntletError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, GauntletError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        raise WorkError(f"{type(error).__name__}: {error}") from error
+
+
+def _describe(source: Any) -> str:
+    if source.kind == "sklearn":
+        return f"scikit-learn's bundled {source.dataset} data"
+    if source.kind == "synthetic":
+        return f"generated: {source.generator}, {source.rows:,} rows, seed {source.seed}"
+    return f"{source.kind} {source.path}"
+
+
+def roll_back(model: str, to: int | None, why: str) -> dict[str, Any]:
+    """Make version `to` (default: the previous champion) the champion again.
+
+    Raises:
+        GauntletError: The model is unknown, or there is nothing to go back to.
+    """
+    load_model(model)
+    use_home()
+    from stacks.ledger import current_actor
+    from steps.promote import rollback
+
+    entry = rollback(model, to, why, current_actor())
+    return {"model": model, "champion": entry.version, "why": entry.why, "actor": entry.actor}
+
+
+def examine() -> list[Any]:
+    """Findings of every check that `gauntlet doctor` makes."""
+    use_home()
+    from steps.doctor import examine as checks
+
+    return list(checks())
