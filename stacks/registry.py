@@ -8,7 +8,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -45,15 +46,15 @@ class Loader:
     """How MLflow loads a Release by itself: what `register` stores beside it.
 
     Attributes:
-        script: Python file that ends in `mlflow.models.set_model(...)`; it finds the Release as artifact `release`.
-        code: Folder to the importable packages that the script needs: package name to the files in it.
+        script: Python file that ends in `mlflow.models.set_model(...)`; the Release is its artifact `release`.
+        code: Folders of packages that the script imports, each copied whole.
         signature: An `mlflow.models.ModelSignature`.
-        example: A few raw rows.
+        example: A frame of a few raw rows.
         requirements: Pins for a process that has only MLflow.
     """
 
     script: Path
-    code: Path
+    code: tuple[Path, ...]
     signature: Any
     example: Any
     requirements: tuple[str, ...]
@@ -105,12 +106,39 @@ def register(
     Raises:
         WorkError: MLflow refused.
     """
-    raise NotImplementedError
+    from mlflow.exceptions import MlflowException
+
+    store = client()
+    with _lock("register"):
+        for known in versions(model):
+            if known.digest == digest:
+                return known.number
+        try:
+            _ensure_registered_model(store, model)
+            model_id = _log_release(store, model, release_dir, digest, run_id, loader)
+            created = store.create_model_version(
+                model,
+                source=f"models:/{model_id}",
+                run_id=run_id,
+                model_id=model_id,
+                tags={**(tags or {}), DIGEST_TAG: digest},
+            )
+        except MlflowException as error:
+            raise _refused(f"registering a Release of '{model}'", error) from error
+    return int(created.version)
 
 
 def versions(model: str) -> tuple[Version, ...]:
     """All registered versions of a model, oldest first; empty when there is none."""
-    raise NotImplementedError
+    store = client()
+    found: list[Version] = []
+    token: str | None = None
+    while True:
+        page = store.search_model_versions(f"name='{model}'", max_results=1_000, page_token=token)
+        found += [_version(entry) for entry in page]
+        token = page.token
+        if not token:
+            return tuple(sorted(found, key=lambda entry: entry.number))
 
 
 def version(model: str, number: int) -> Version:
@@ -119,7 +147,15 @@ def version(model: str, number: int) -> Version:
     Raises:
         WorkError: There is none of that number; the message names those that exist.
     """
-    raise NotImplementedError
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _version(client().get_model_version(model, str(number)))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise _refused(f"looking up version {number} of '{model}'", error) from error
+    there = ", ".join(str(known.number) for known in versions(model)[-20:])
+    raise WorkError(f"model '{model}' has no version {number} (there is: {there or 'none'})")
 
 
 def release_dir(model: str, number: int) -> Path:
@@ -128,36 +164,98 @@ def release_dir(model: str, number: int) -> Path:
     Raises:
         WorkError: There is no such version, or it cannot be downloaded.
     """
-    raise NotImplementedError
+    folder = home_dir() / "releases" / version(model, number).model_id
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as draft:
+            copy = _download(model, number, RELEASE_PATH, Path(draft))
+            try:
+                copy.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+    return folder
 
 
 def aliases(model: str) -> dict[str, int]:
     """Alias to version number; empty when the model is not registered."""
-    raise NotImplementedError
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registered = client().get_registered_model(model)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise _refused(f"reading the aliases of '{model}'", error) from error
+    return {alias: int(number) for alias, number in sorted(registered.aliases.items())}
 
 
 def mirror(model: str, *, champion: int | None, previous: int | None, challenger: int | None) -> bool:
     """Make the aliases champion, production, previous and challenger say what the ledger says.
 
+    Safe to repeat after a crash between two writes: only what differs is written.
+
     Returns:
         Whether anything had to be written.
+
+    Raises:
+        WorkError: A version does not exist, or MLflow refused.
     """
-    raise NotImplementedError
+    from mlflow.exceptions import MlflowException
+
+    wanted = {CHAMPION: champion, PRODUCTION: champion, PREVIOUS: previous, CHALLENGER: challenger}
+    there = aliases(model)
+    store = client()
+    changed = False
+    try:
+        for alias, number in wanted.items():
+            if there.get(alias) == number:
+                continue
+            if number is None:
+                store.delete_registered_model_alias(model, alias)
+            else:
+                store.set_registered_model_alias(model, alias, str(number))
+            changed = True
+    except MlflowException as error:
+        raise _refused(f"setting the aliases of '{model}'", error) from error
+    return changed
 
 
 def set_tag(model: str, number: int, key: str, value: str) -> None:
-    """Set a tag of a version."""
-    raise NotImplementedError
+    """Set a tag of a version.
+
+    Raises:
+        WorkError: There is no such version, or MLflow refused.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client().set_model_version_tag(model, str(number), key, value)
+    except MlflowException as error:
+        raise _refused(f"tagging version {number} of '{model}'", error) from error
 
 
 def log_file(model: str, number: int, path: Path, folder: str) -> str:
     """Store a file beside a version's Release, for example its Bento.
 
     Returns:
-        Its URI, which `mlflow.artifacts.download_artifacts` understands; the part after the model's id is the
+        Its URI, which `mlflow.artifacts.download_artifacts` understands; `<folder>/<file name>` is the
         `artifact_path` for `fetch_file`.
+
+    Raises:
+        WorkError: There is no such version, or MLflow refused.
     """
-    raise NotImplementedError
+    from mlflow.exceptions import MlflowException
+
+    model_id = version(model, number).model_id
+    with tempfile.TemporaryDirectory() as staged:
+        try:
+            # A folder of its own: the client logs folders of a logged model, not single files.
+            (Path(staged) / path.name).symlink_to(path.absolute())
+            client().log_model_artifacts(model_id, staged, folder)
+        except MlflowException as error:
+            raise _refused(f"storing {path.name} with version {number} of '{model}'", error) from error
+    return f"models:/{model}/{number}/{folder}/{path.name}"
 
 
 def fetch_file(model: str, number: int, artifact_path: str, dst: Path) -> Path:
@@ -166,7 +264,10 @@ def fetch_file(model: str, number: int, artifact_path: str, dst: Path) -> Path:
     Raises:
         WorkError: There is no such version or file.
     """
-    raise NotImplementedError
+    dst.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=dst, prefix=".") as draft:
+        copy = _download(model, number, artifact_path, Path(draft))
+        return copy.replace(dst / copy.name)
 
 
 def delete_version(model: str, number: int) -> None:
@@ -175,4 +276,112 @@ def delete_version(model: str, number: int) -> None:
     Raises:
         WorkError: There is no such version.
     """
-    raise NotImplementedError
+    shutil.rmtree(home_dir() / "releases" / version(model, number).model_id, ignore_errors=True)
+    client().delete_model_version(model, str(number))
+
+
+@lru_cache
+def _initialised(uri: str) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    with _lock("migrate"), _quietly():
+        try:
+            MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
+        except MlflowException as error:
+            raise _refused("opening the MLflow store (MLFLOW_TRACKING_URI)", error) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep MLflow's notes on its own housekeeping from the user's terminal; warnings and errors stay."""
+    loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "mlflow.pyfunc")]
+    levels = [logger.level for logger in loggers]
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _lock(name: str) -> FileLock:
+    folder = home_dir() / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{name}.lock")
+
+
+def _refused(doing: str, error: Exception) -> WorkError:
+    return WorkError(f"{doing} failed: MLflow said: {bounded(' '.join(str(error).split()), 500)}")
+
+
+def _ensure_registered_model(store: "MlflowClient", model: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.create_registered_model(model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _log_release(store: "MlflowClient", model: str, release_dir: Path, digest: str, run_id: str, loader: Loader) -> str:
+    """Log the Release with its loader as a finalized MLflow logged model; return the model's id."""
+    import mlflow.pyfunc
+
+    # Else MLflow looks for a uv project in the working directory and stores its files with the model.
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+    with tempfile.TemporaryDirectory() as draft, _quietly():
+        folder = Path(draft) / "model"
+        # MLflow keeps the folder's own name, not the artifact's.
+        release = shutil.copytree(release_dir, Path(draft) / "release")
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=loader.script,
+            artifacts={"release": str(release)},
+            code_paths=[str(path) for path in loader.code],
+            signature=loader.signature,
+            input_example=loader.example,
+            pip_requirements=list(loader.requirements),
+        )
+        experiment_id = store.get_run(run_id).info.experiment_id
+        logged = store.create_logged_model(
+            experiment_id, name=model, source_run_id=run_id, tags={DIGEST_TAG: digest}, model_type="release"
+        )
+        try:
+            store.log_model_artifacts(logged.model_id, str(folder))
+        except BaseException:
+            store.finalize_logged_model(logged.model_id, "FAILED")
+            raise
+        store.finalize_logged_model(logged.model_id, "READY")
+    return str(logged.model_id)
+
+
+def _version(entry: Any) -> Version:
+    tags = dict(entry.tags)
+    return Version(
+        model=entry.name,
+        number=int(entry.version),
+        digest=tags.get(DIGEST_TAG, ""),
+        run_id=entry.run_id or "",
+        # The SQL store keeps no model id with a version, only the source that we gave.
+        model_id=entry.source.removeprefix("models:/"),
+        created=entry.creation_timestamp / 1000,
+        tags=tags,
+    )
+
+
+def _download(model: str, number: int, artifact_path: str, dst: Path) -> Path:
+    import mlflow.artifacts
+    from mlflow.exceptions import MlflowException
+
+    model_id = version(model, number).model_id
+    try:
+        with _quietly():
+            uri = f"{client().get_logged_model(model_id).artifact_location}/{artifact_path}"
+            local = mlflow.artifacts.download_artifacts(uri, dst_path=str(dst), tracking_uri=tracking_uri())
+    except (MlflowException, OSError) as error:
+        raise _refused(f"downloading {artifact_path} of version {number} of '{model}'", error) from error
+    return Path(local)
