@@ -23,7 +23,9 @@ app.add_typer(stack_app, name="stack")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Model = Annotated[str, typer.Argument(help="Name of a YAML in models/.", metavar="MODEL")]
-Settings = Annotated[list[str], typer.Option("--set", help="key=value on top of the YAML, for example tuning.trials=10.")]
+Settings = Annotated[
+    list[str], typer.Option("--set", help="key=value on top of the YAML, for example tuning.trials=10.")
+]
 
 
 def reported(function: Callable[..., int | None]) -> Callable[..., None]:
@@ -104,7 +106,9 @@ def new(
 @reported
 def show(
     model: Annotated[str | None, typer.Argument(help="Name of a YAML in models/; all when left out.")] = None,
-    config: Annotated[bool, typer.Option("--config", help="Every key with its value and the layer that set it.")] = False,
+    config: Annotated[
+        bool, typer.Option("--config", help="Every key with its value and the layer that set it.")
+    ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="The JSON Schema of a model YAML.")] = False,
     settings: Settings = [],  # noqa: B006
     as_json: Json = False,

@@ -2,17 +2,17 @@
 
 from typing import Annotated, Any
 
-from zenml import pipeline
-
 from steps.deploy import deploy
-from steps.evaluate import Evaluation, evaluate
 from steps.ingest import ingest
-from steps.package import Package, package
-from steps.promote import promote
 from steps.split import split
 from steps.train import train
 from steps.tune import tune
 from steps.validate import validate
+from zenml import pipeline
+
+from steps.evaluate import Evaluation, evaluate
+from steps.package import Package, package
+from steps.promote import promote
 
 
 @pipeline(name="train")

@@ -34,9 +34,10 @@ def run_model(model: str, source: str | None, settings: Sequence[str], why: str,
     (err if quiet else out).print(f"[bold]{model}[/bold]: source '{used.name}' ({_describe(used)})")
     home = use_home()
     with _prefect(home):
+        from stacks.stack_file import ensure_active
+
         from flows.console import use_logging
         from flows.train import train
-        from stacks.stack_file import ensure_active
 
         logs = use_logging(config.logging.level, config.logging.format)
         logs.bind(model=model)

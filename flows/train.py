@@ -6,14 +6,14 @@ from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
+from stacks.stack_file import active_stack, config_overrides
+from steps.ingest import source_digest
 
 from flows.pipelines import release_pipeline, train_pipeline
 from models.config import Layer, ModelConfig, Resolved, load_model, parse_set
 from models.errors import ConfigError, WorkError
 from stacks import registry
 from stacks.ledger import current_actor, open_ledger
-from stacks.stack_file import active_stack, config_overrides
-from steps.ingest import source_digest
 from steps.promote import repair
 
 STEP_PARTS: Mapping[str, tuple[str, ...]] = {
@@ -38,7 +38,7 @@ def step_parts(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """For each step of the train pipeline, the part of `config` that its answer depends on."""
     whole = config.model_dump(mode="json")
     parts = {step: config.part(*keys) for step, keys in STEP_PARTS.items()}
-    return {**{step: whole for step in ("train", "evaluate", "package")}, **parts}
+    return {**dict.fromkeys(("train", "evaluate", "package"), whole), **parts}
 
 
 @flow(name="train", flow_run_name="train-{model}", validate_parameters=False)
@@ -97,7 +97,9 @@ def _output(run: Any, step: str, name: str = "output") -> Any:
     return (outputs.get(name) or next(iter(outputs.values())))[0]
 
 
-def _result(config: ModelConfig, source: str, stack: str, trained: Any, released: Any, seconds: float) -> dict[str, Any]:
+def _result(
+    config: ModelConfig, source: str, stack: str, trained: Any, released: Any, seconds: float
+) -> dict[str, Any]:
     evaluation = _output(trained, "evaluate").load()
     package = _output(trained, "package").load()
     verdict = _output(released, "promote").load()

@@ -19,7 +19,14 @@ def print_run(result: Mapping[str, Any], as_json: bool) -> None:
         print_json(result)
         return
     rows = [
-        (gate["name"], number(gate["value"]), number(gate["threshold"]), number(gate["margin"]), gate["verdict"], gate["reason"])
+        (
+            gate["name"],
+            number(gate["value"]),
+            number(gate["threshold"]),
+            number(gate["margin"]),
+            gate["verdict"],
+            gate["reason"],
+        )
         for gate in result["gates"]
     ]
     out.print()
@@ -99,7 +106,12 @@ def print_models(as_json: bool) -> None:
         entries = ledger.history(name)
         last = entries[-1] if entries else None
         models.append(
-            {"model": name, "champion": ledger.champion(name), "last": last and last.action, "at": last and str(last.time)}
+            {
+                "model": name,
+                "champion": ledger.champion(name),
+                "last": last and last.action,
+                "at": last and str(last.time),
+            }
         )
     if as_json:
         print_json({"models": models})
@@ -127,7 +139,9 @@ def print_model(model: str, as_json: bool) -> None:
         print_json({**shown, "versions": versions})
         return
     out.print(f"[bold]{model}[/bold]: {config.description}")
-    out.print(f"champion {f'v{champion}' if champion else 'none yet'}, previous {f'v{previous}' if previous else 'none'}")
+    out.print(
+        f"champion {f'v{champion}' if champion else 'none yet'}, previous {f'v{previous}' if previous else 'none'}"
+    )
     rows = [(f"v{v['version']}", v["state"], str(v["digest"])[:12], v["run"]) for v in versions]
     table("Versions", ("version", "state", "digest", "MLflow run"), rows)
 
@@ -167,7 +181,9 @@ def print_rollback(result: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
-        out.print(f"champion of {result['model']} is v{result['champion']} again; `{result['model']}:latest` serves it.")
+        out.print(
+            f"champion of {result['model']} is v{result['champion']} again; `{result['model']}:latest` serves it."
+        )
 
 
 def print_changes(changes: Sequence[Any], applied: bool, as_json: bool) -> None:
@@ -178,7 +194,8 @@ def print_changes(changes: Sequence[Any], applied: bool, as_json: bool) -> None:
     if not changes:
         out.print("Nothing to change.")
         return
-    table("Applied" if applied else "Plan", ("action", "what", "detail"), [(c.action, c.what, c.detail) for c in changes])
+    rows = [(change.action, change.what, change.detail) for change in changes]
+    table("Applied" if applied else "Plan", ("action", "what", "detail"), rows)
 
 
 def print_findings(findings: Sequence[Any], as_json: bool) -> int:

@@ -411,7 +411,7 @@ def load_model(name: str, overrides: Sequence[Layer] = ()) -> Resolved:
         ConfigError: The model is unknown, a file is no YAML mapping, or a key or value is wrong.
     """
     path = models_dir() / f"{name}.yaml"
-    if name == "base" or not path.is_file():
+    if name not in model_names():
         raise ConfigError(f"unknown model '{name}'{_guess(name, model_names())}; `gauntlet new` writes one")
     base = Path(__file__).parent / "base.yaml"
     layers = [Layer("models/base.yaml", read_yaml(base)), Layer(f"models/{name}.yaml", read_yaml(path)), *overrides]
@@ -487,7 +487,7 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' twice", key_node.start_mark)
             seen.add(key)

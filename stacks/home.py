@@ -58,7 +58,7 @@ def secret_key() -> bytes:
     path = home_dir() / "secret.key"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"secret.{os.getpid()}.tmp")
+        draft = path.with_name(f"secret.{secrets.token_hex(4)}.tmp")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
