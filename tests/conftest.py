@@ -3,7 +3,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,32 @@ def shared_data() -> Path:
 def _remove_home() -> Iterator[None]:
     yield
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+PROOFS: list[tuple[str, str, str]] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--proof", default=None, help="Write what the prove tests counted to this Markdown file.")
+
+
+@pytest.fixture(scope="session")
+def proof() -> Callable[[str, object, str], None]:
+    """Record one line of docs/proof.md: what an issue promises, how often it was tried, what came out."""
+    return lambda line, count, result: PROOFS.append((line, str(count), result))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--proof")
+    if not path:
+        return
+    rows = [f"| {line} | {count} | {result} |" for line, count, result in PROOFS]
+    head = [
+        "# Proof",
+        "",
+        f"Written by `make prove` on {datetime.now(UTC):%Y-%m-%d}: what is promised, how often it was tried, what came out.",
+        "",
+        "| line | count | result |",
+        "|---|---|---|",
+    ]
+    Path(path).write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
