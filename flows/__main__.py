@@ -1,0 +1,5 @@
+"""`python -m flows` is `gauntlet`."""
+
+from flows.command import main
+
+main()

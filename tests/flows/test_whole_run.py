@@ -1,0 +1,104 @@
+"""Whole runs of the real command on the real engines: terminal state, artifacts, links, second runs, rollback."""
+
+import os
+import sqlite3
+
+import psutil
+import pytest
+
+from tests.flows.conftest import Done, Place, toy_frame
+
+
+@pytest.fixture(scope="module")
+def first(place: Place) -> Done:
+    done = place.gauntlet("run", "toy", "--why", "the first one")
+    assert done.code == 0, done.printed[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def second(place: Place, first: Done) -> Done:
+    done = place.gauntlet("run", "toy")
+    assert done.code == 0, done.printed[-3000:]
+    return done
+
+
+def test_first_run_promotes_and_says_all(first: Done) -> None:
+    result = first.json
+    assert result is not None
+    assert (result["verdict"], result["version"], result["champion"]) == ("promoted", 1, 1)
+    assert result["bento"] == "toy:000001"
+    assert result["metrics"]["roc_auc"] > 0.8
+    assert {gate["name"] for gate in result["gates"]} >= {"quality_score", "smoke_test"}
+    assert all(len(result[key]) == 64 for key in ("release_digest", "data_digest"))
+    assert result["answer"]["version"] == 1
+    for key in ("zenml_run_id", "prefect_flow_run_id", "mlflow_run_id", "seconds"):
+        assert result[key]
+    assert "toy: source 'file' (csv toy.csv)" in first.printed
+
+
+def test_second_run_keeps_the_champion_and_uses_the_cache(first: Done, second: Done, place: Place) -> None:
+    result = second.json
+    assert result is not None and first.json is not None
+    assert (result["verdict"], result["champion"], result["version"]) == ("kept", 1, 1)
+    assert result["release_digest"] == first.json["release_digest"]
+
+
+def test_require_promotion_tells_kept_by_exit_code_3(second: Done, place: Place) -> None:
+    assert place.gauntlet("run", "toy", "--require-promotion").code == 3
+
+
+def test_the_records_know_of_each_other(first: Done, second: Done, place: Place) -> None:
+    assert first.json is not None
+    database = sqlite3.connect(next((place.home / "zenml").rglob("zenml.db")))
+    statuses = {row[0] for row in database.execute("select status from pipeline_run")}
+    assert statuses == {"completed"}
+    prefect = sqlite3.connect(place.home / "prefect" / "prefect.db")
+    states = {row[0] for row in prefect.execute("select state_type from flow_run")}
+    assert states == {"COMPLETED"}
+    names = [row[0] for row in prefect.execute("select name from task_run where flow_run_id = ?", (first.json["prefect_flow_run_id"],))]
+    found = {name.split("-")[0] for name in names}
+    assert found >= {"ingest", "validate", "split", "tune", "train", "evaluate", "package", "promote", "deploy"}
+
+
+def test_nothing_is_left_running(first: Done, second: Done, place: Place) -> None:
+    left = []
+    for process in psutil.process_iter(["environ", "pid"]):
+        environ = process.info["environ"] or {}
+        if environ.get("GAUNTLET_HOME") == str(place.home) and process.pid != os.getpid():
+            left.append(process.cmdline())
+    assert left == []
+
+
+def test_show_history_doctor_and_rollback(first: Done, second: Done, place: Place) -> None:
+    shown = place.gauntlet("show", "toy")
+    assert shown.json is not None and shown.json["champion"] == 1
+    past = place.gauntlet("history", "toy", "--at", "2001-01-01")
+    assert past.json is not None and past.json["champion"] is None
+    entries = place.gauntlet("history", "toy")
+    assert entries.json is not None and entries.json["entries"][0]["why"].endswith("the first one")
+    nothing = place.gauntlet("rollback", "toy")
+    assert nothing.code == 1
+    assert nothing.json is not None and "nothing to go back to" in nothing.json["error"]
+    better = toy_frame(900, seed=5)
+    better.to_csv(place.data / "toy.csv", index=False)
+    promoted = place.gauntlet(
+        "run", "toy", "--set", "promotion.min_improvement.value=0", "--set", "features.exclude=[ward]"
+    )
+    assert promoted.json is not None, promoted.printed[-2000:]
+    if promoted.json["verdict"] != "promoted":
+        pytest.fail(str(promoted.json["reason"]))
+    back = place.gauntlet("rollback", "toy", "--why", "as a test")
+    assert back.code == 0 and back.json is not None and back.json["champion"] == 1
+    health = place.gauntlet("doctor")
+    assert health.code == 0, health.printed
+
+
+def test_editing_the_csv_makes_ingest_run_again_and_nothing_else_does(place: Place) -> None:
+    toy_frame(240, seed=11).to_csv(place.data / "toy.csv", index=False)
+    again = place.gauntlet("run", "toy", "--set", "logging.format=json")
+    assert "Step `ingest` has started" in again.printed
+    same = place.gauntlet("run", "toy", "--set", "logging.format=json")
+    assert "Step `ingest` has started" not in same.printed
+    assert "Using cached version of step `tune`" in same.printed
+
