@@ -124,7 +124,7 @@ def register(
                 tags={**(tags or {}), DIGEST_TAG: digest},
             )
         except MlflowException as error:
-            raise _refused(f"registering a Release of '{model}'", error) from error
+            raise refused(f"registering a Release of '{model}'", error) from error
     return int(created.version)
 
 
@@ -153,7 +153,7 @@ def version(model: str, number: int) -> Version:
         return _version(client().get_model_version(model, str(number)))
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise _refused(f"looking up version {number} of '{model}'", error) from error
+            raise refused(f"looking up version {number} of '{model}'", error) from error
     there = ", ".join(str(known.number) for known in versions(model)[-20:])
     raise WorkError(f"model '{model}' has no version {number} (there is: {there or 'none'})")
 
@@ -186,7 +186,7 @@ def aliases(model: str) -> dict[str, int]:
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return {}
-        raise _refused(f"reading the aliases of '{model}'", error) from error
+        raise refused(f"reading the aliases of '{model}'", error) from error
     return {alias: int(number) for alias, number in sorted(registered.aliases.items())}
 
 
@@ -217,7 +217,7 @@ def mirror(model: str, *, champion: int | None, previous: int | None, challenger
                 store.set_registered_model_alias(model, alias, str(number))
             changed = True
     except MlflowException as error:
-        raise _refused(f"setting the aliases of '{model}'", error) from error
+        raise refused(f"setting the aliases of '{model}'", error) from error
     return changed
 
 
@@ -232,7 +232,7 @@ def set_tag(model: str, number: int, key: str, value: str) -> None:
     try:
         client().set_model_version_tag(model, str(number), key, value)
     except MlflowException as error:
-        raise _refused(f"tagging version {number} of '{model}'", error) from error
+        raise refused(f"tagging version {number} of '{model}'", error) from error
 
 
 def log_file(model: str, number: int, path: Path, folder: str) -> str:
@@ -254,7 +254,7 @@ def log_file(model: str, number: int, path: Path, folder: str) -> str:
             (Path(staged) / path.name).symlink_to(path.absolute())
             client().log_model_artifacts(model_id, staged, folder)
         except MlflowException as error:
-            raise _refused(f"storing {path.name} with version {number} of '{model}'", error) from error
+            raise refused(f"storing {path.name} with version {number} of '{model}'", error) from error
     return f"models:/{model}/{number}/{folder}/{path.name}"
 
 
@@ -289,7 +289,7 @@ def _initialised(uri: str) -> None:
         try:
             MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
         except MlflowException as error:
-            raise _refused("opening the MLflow store (MLFLOW_TRACKING_URI)", error) from error
+            raise refused("opening the MLflow store (MLFLOW_TRACKING_URI)", error) from error
 
 
 @contextmanager
@@ -313,7 +313,8 @@ def _lock(name: str) -> FileLock:
     return FileLock(folder / f"{name}.lock")
 
 
-def _refused(doing: str, error: Exception) -> WorkError:
+def refused(doing: str, error: Exception) -> WorkError:
+    """What a user is told when MLflow refused, in bounded text."""
     return WorkError(f"{doing} failed: MLflow said: {bounded(' '.join(str(error).split()), 500)}")
 
 
@@ -383,5 +384,5 @@ def _download(model: str, number: int, artifact_path: str, dst: Path) -> Path:
             uri = f"{client().get_logged_model(model_id).artifact_location}/{artifact_path}"
             local = mlflow.artifacts.download_artifacts(uri, dst_path=str(dst), tracking_uri=tracking_uri())
     except (MlflowException, OSError) as error:
-        raise _refused(f"downloading {artifact_path} of version {number} of '{model}'", error) from error
+        raise refused(f"downloading {artifact_path} of version {number} of '{model}'", error) from error
     return Path(local)

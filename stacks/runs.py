@@ -1,0 +1,204 @@
+"""Runs in MLflow, by explicit ids: the record of how a Release came to be."""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from models.errors import WorkError, bounded
+from stacks.home import home_dir
+from stacks.registry import client, refused, tracking_uri
+
+PARENT_TAG = "mlflow.parentRunId"
+_PARAM_LIMIT = 500
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One nested run: a configuration that was tried.
+
+    Attributes:
+        name: What the run is called.
+        params: What was tried.
+        metrics: What came of it; empty when it failed.
+        started: Seconds since the epoch.
+        seconds: How long it took.
+        failure: Why it failed, if it did.
+    """
+
+    name: str
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    started: float
+    seconds: float
+    failure: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def start_run(model: str, tags: Mapping[str, str] | None = None) -> str:
+    """Start a run in the model's experiment and return its id.
+
+    Raises:
+        WorkError: MLflow refused.
+    """
+    from mlflow.exceptions import MlflowException
+
+    store = client()
+    try:
+        run = store.create_run(experiment_id(model), run_name=model, tags={**(tags or {}), "gauntlet.model": model})
+    except MlflowException as error:
+        raise refused(f"starting a run of '{model}'", error) from error
+    return str(run.info.run_id)
+
+
+def finish_run(run_id: str, *, failed: bool = False) -> None:
+    """End a run; figures and files can still be added to it by id."""
+    client().set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+
+def same_run(model: str, run_id: str) -> str:
+    """`run_id` if this store has it, else a new, finished run that takes its place.
+
+    A cached step remembers the run it wrote to; the store may be another one by now.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client().get_run(run_id)
+    except MlflowException:
+        run_id = start_run(model, {"gauntlet.replaces": run_id})
+        finish_run(run_id)
+    return run_id
+
+
+def experiment_id(model: str) -> str:
+    """The experiment of a model, made or restored when needed."""
+    from mlflow.exceptions import MlflowException
+
+    store = client()
+    found = store.get_experiment_by_name(model)
+    if found is None:
+        try:
+            return str(store.create_experiment(model, artifact_location=_artifact_location(model)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise refused(f"creating the experiment '{model}'", error) from error
+            found = store.get_experiment_by_name(model)
+    if found is None:
+        raise WorkError(f"MLflow's experiment '{model}' vanished while it was being created; run the command again")
+    if found.lifecycle_stage == "deleted":
+        store.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def log_attempts(parent_run_id: str, attempts: Iterable[Attempt]) -> None:
+    """Record nested runs under a run.
+
+    Raises:
+        WorkError: MLflow refused.
+    """
+    from mlflow.entities import Metric, Param
+    from mlflow.exceptions import MlflowException
+
+    store = client()
+    try:
+        experiment = store.get_run(parent_run_id).info.experiment_id
+        for attempt in attempts:
+            tags = {**attempt.tags, PARENT_TAG: parent_run_id}
+            if attempt.failure:
+                tags["gauntlet.failure"] = bounded(attempt.failure, 500)
+            start, end = (int(1000 * moment) for moment in (attempt.started, attempt.started + attempt.seconds))
+            run_id = store.create_run(experiment, start_time=start, tags=tags, run_name=attempt.name).info.run_id
+            metrics = [Metric(name, value, end, 0) for name, value in attempt.metrics.items()]
+            params = [Param(name, _text(value)) for name, value in attempt.params.items()]
+            store.log_batch(run_id, metrics=metrics, params=params, synchronous=True)
+            store.set_terminated(run_id, "FAILED" if attempt.failure else "FINISHED", end)
+    except MlflowException as error:
+        raise refused("recording the tuning's trials", error) from error
+
+
+def log_run(
+    run_id: str,
+    *,
+    params: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Add parameters, figures and tags to a run; what is there already under a name is kept or replaced.
+
+    Raises:
+        WorkError: MLflow refused.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.exceptions import MlflowException
+
+    now = int(1000 * time.time())
+    store = client()
+    try:
+        # A parameter cannot change in MLflow: a step that runs again on the same run leaves the first one.
+        known = store.get_run(run_id).data.params if params else {}
+        store.log_batch(
+            run_id,
+            metrics=[Metric(name, value, now, 0) for name, value in (metrics or {}).items()],
+            params=[Param(name, _text(value)) for name, value in (params or {}).items() if name not in known],
+            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+            synchronous=True,
+        )
+    except MlflowException as error:
+        raise refused(f"writing to run {run_id}", error) from error
+
+
+def log_dataset(run_id: str, *, name: str, digest: str, schema: Mapping[str, str], rows: int, context: str) -> None:
+    """Record the data that a run used: name, digest and types, none of the values.
+
+    Args:
+        run_id: The run.
+        name: Name of the data.
+        digest: Their digest (MLflow keeps 36 characters).
+        schema: Column to type.
+        rows: How many.
+        context: What for, for example "training".
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    columns = {"mlflow_colspec": [{"type": kind, "name": column, "required": True} for column, kind in schema.items()]}
+    dataset = Dataset(
+        name=name,
+        digest=digest[:36],
+        source_type="code",
+        source=json.dumps({"tags": {"gauntlet.data_digest": digest}}),
+        schema=json.dumps(columns),
+        profile=json.dumps({"num_rows": rows}),
+    )
+    entry = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+    client().log_inputs(run_id, datasets=[entry])
+
+
+def log_files(run_id: str, folder: Path, artifact_path: str) -> None:
+    """Add all files of a folder to a run's artifacts.
+
+    Raises:
+        WorkError: MLflow refused.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client().log_artifacts(run_id, str(folder), artifact_path)
+    except (MlflowException, OSError) as error:
+        raise refused(f"writing {artifact_path} to run {run_id}", error) from error
+
+
+def _artifact_location(model: str) -> str | None:
+    """Where artifacts of an experiment lie; a server decides for itself."""
+    if urlparse(tracking_uri()).scheme in ("http", "https"):
+        return None
+    root = os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or str(home_dir() / "mlflow" / "artifacts")
+    return f"{root.rstrip('/')}/{model}"
+
+
+def _text(value: Any) -> str:
+    return bounded(str(value), _PARAM_LIMIT)
