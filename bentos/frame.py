@@ -2,6 +2,8 @@
 
 import datetime as dt
 import decimal
+import hashlib
+import hmac
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -85,6 +87,11 @@ def canonical_text(value: Any) -> str:
         number = float(value)
         return str(int(number)) if number.is_integer() else repr(number)
     return str(value).strip()
+
+
+def pseudonym(value: str, key: bytes) -> str:
+    """Stand-in for a personal value: HMAC-SHA256 under `key`, never readable as a number or a date."""
+    return "p." + hmac.new(key, value.encode(), hashlib.sha256).hexdigest()
 
 
 _Array = np.ndarray[Any, Any]
@@ -246,7 +253,8 @@ def _quick_numbers(cells: _Array) -> _Array | None:
 
 def _datetimes(series: "pd.Series[Any]", column: Column) -> tuple[_Array, _Array]:
     if isinstance(series.dtype, pd.DatetimeTZDtype) or series.dtype.kind == "M":
-        return _utc(series), np.zeros(len(series), dtype=bool)
+        values = _utc(series)
+        return values, np.isnat(values) & series.notna().to_numpy()
     marked = {canonical_text(m) for m in column.missing_values} | {""}
 
     def text(cell: Any) -> str | None:
@@ -266,4 +274,5 @@ def _datetimes(series: "pd.Series[Any]", column: Column) -> tuple[_Array, _Array
 def _utc(times: "pd.Series[Any]") -> _Array:
     if times.dt.tz is not None:
         times = times.dt.tz_convert("UTC").dt.tz_localize(None)
-    return times.astype("datetime64[ns]").to_numpy()
+    outside = (times < pd.Timestamp.min.ceil("s")) | (times > pd.Timestamp.max.floor("s"))  # what nanoseconds reach
+    return times.mask(outside).astype("datetime64[ns]").to_numpy()

@@ -1,0 +1,172 @@
+"""Splitting: each row by itself is train or test, decided by a seeded hash or by time, never by position."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from zenml import step
+
+from models.config import ModelConfig
+from models.errors import DataError
+from steps.caching import cached_by, parse_config
+from steps.frames import FrameMaterializer
+
+BUCKET = "split_bucket"
+BUCKETS = 64
+MIN_TEST_ROWS = 5
+_Words = np.ndarray[Any, np.dtype[np.uint64]]
+_NAN = np.uint64(0x7FF8000000000000)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows to learn from and rows to judge by; both with a fresh index."""
+
+    train: pd.DataFrame
+    test: pd.DataFrame
+
+
+def split_frame(config: ModelConfig, frame: pd.DataFrame) -> Split:
+    """Part a typed frame; the training rows are cut to `sample_size` where the YAML has one.
+
+    Raises:
+        DataError: A side would be too small, or a class would be missing on one side.
+    """
+    chosen = in_test(config, frame)
+    _check_sides(config, frame, chosen)
+    train, test = frame[~chosen], frame[chosen]
+    if config.sample_size is not None and config.sample_size < len(train):
+        order = row_hashes(config, train, "sample")
+        kept = np.sort(np.argsort(order, kind="stable")[: config.sample_size])
+        train = train.iloc[kept]
+        _check_classes(config, train, "the training sample", f"raise sample_size above {config.sample_size}")
+    return Split(train.reset_index(drop=True), test.reset_index(drop=True))
+
+
+def in_test(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """Whether each row of a typed frame is a test row under this configuration's seed and split.
+
+    By content (the columns that may be features) or entity it is a pure function of the row: other rows, their
+    order and the key of pseudonyms do not matter. A personal entity is split by the bucket that ingest made. By
+    time, the newest rows are the test rows; rows of one instant stay together.
+
+    Raises:
+        DataError: The column that decides is absent or has missing values.
+    """
+    if config.split.by == "time":
+        return _newest(config, frame)
+    if config.split.by == "entity" and config.columns[str(config.split.column)].personal:
+        _require_present(frame, BUCKET, "entity")
+        ranks = np.argsort(np.argsort(_mix(np.arange(BUCKETS, dtype=np.uint64) ^ _word(f"{config.seed}:bucket"))))
+        chosen = ranks < max(1, round(config.split.test * BUCKETS))
+        return chosen[frame[BUCKET].to_numpy(np.int64)]
+    return row_hashes(config, frame, "test") < np.uint64(config.split.test * 2.0**64)
+
+
+def row_hashes(config: ModelConfig, frame: pd.DataFrame, purpose: str) -> _Words:
+    """A seeded 64-bit hash of each row's content or entity, the same on every platform; equal rows share it."""
+    if config.split.by == "entity":
+        names = [str(config.split.column)]
+        _require_present(frame, names[0], "entity")
+    else:
+        names = [name for name, column in config.columns.items() if column.feature and not column.personal]
+    absent = [name for name in names if name not in frame.columns]
+    if absent:
+        raise DataError(f"the split reads {len(absent)} columns that the frame does not have: {', '.join(absent[:5])}")
+    total = np.full(len(frame), _word(f"{config.seed}:{purpose}"), dtype=np.uint64)
+    for name in names:
+        total = _mix(total ^ _mix(_words(frame[name]) ^ _word(name)))
+    return total
+
+
+def bucket_of(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """One of 64 buckets for each text, not keyed: enough to split by, far too few to find a person by."""
+    codes, distinct = pd.factorize(values)
+    table = np.array([int(_word(f"bucket:{text}")) % BUCKETS for text in distinct] + [-1], dtype=np.float64)
+    return table[codes]
+
+
+@step(
+    cache_policy=cached_by("steps.split", "steps.frames", "models.config"),
+    output_materializers={"train": FrameMaterializer, "test": FrameMaterializer},
+)
+def split(
+    config: dict[str, Any], frame: pd.DataFrame
+) -> tuple[Annotated[pd.DataFrame, "train"], Annotated[pd.DataFrame, "test"]]:
+    """Part the validated rows into train and test."""
+    parts = split_frame(parse_config(config), frame)
+    return parts.train, parts.test
+
+
+def _newest(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    name = str(config.split.column)
+    _require_present(frame, name, "time")
+    times = frame[name].to_numpy()
+    ordered = np.sort(times)
+    cutoff = ordered[min(len(ordered) - 1, max(0, int(len(ordered) * (1 - config.split.test)) - 1))]
+    return times > cutoff
+
+
+def _require_present(frame: pd.DataFrame, name: str, role: str) -> None:
+    if name not in frame.columns:
+        raise DataError(f"the frame has no column '{name}', which the split by {role} needs")
+    missing = int(frame[name].isna().sum())
+    if missing:
+        raise DataError(
+            f"column '{name}': {missing} of {len(frame)} rows have no value, so the split by {role} cannot place "
+            "them; fill or remove these rows, or split by content"
+        )
+
+
+def _check_sides(config: ModelConfig, frame: pd.DataFrame, chosen: "np.ndarray[Any, Any]") -> None:
+    test = int(chosen.sum())
+    if test < MIN_TEST_ROWS or len(frame) - test < MIN_TEST_ROWS:
+        raise DataError(
+            f"the split by {config.split.by} leaves {len(frame) - test} rows to train and {test} to test, and each "
+            f"side needs {MIN_TEST_ROWS}: give more rows (with more different values), or change split.test"
+        )
+    advice = "give more rows of it, drop it from target.labels, or change split.test or seed"
+    _check_classes(config, frame[~chosen], "the training rows", advice, frame)
+    _check_classes(config, frame[chosen], "the test rows", advice, frame)
+
+
+def _check_classes(
+    config: ModelConfig, rows: pd.DataFrame, side: str, advice: str, whole: pd.DataFrame | None = None
+) -> None:
+    if config.task != "classification":
+        return
+    expected: Sequence[str] = config.target.labels
+    if not expected and whole is not None:
+        expected = sorted(whole[config.target.column].unique())
+    absent = [label for label in expected if not (rows[config.target.column] == label).any()]
+    if absent:
+        raise DataError(f"class '{absent[0][:40]}' is missing in {side} ({len(absent)} such classes): {advice}")
+
+
+def _word(text: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
+
+
+def _words(series: "pd.Series[Any]") -> _Words:
+    """64 bits per value: a number's own bits, a text's hash; all kinds of NaN are one."""
+    values = series.to_numpy()
+    if values.dtype == object:
+        codes, distinct = pd.factorize(values)
+        return np.array([*(_word(f"text:{text}") for text in distinct), _NAN], dtype=np.uint64)[codes]
+    if values.dtype.kind == "M":
+        return values.astype("datetime64[ns]").view(np.int64).astype(np.uint64)
+    numbers = values.astype(np.float64) + 0.0
+    words = numbers.view(np.uint64)
+    words[np.isnan(numbers)] = _NAN
+    return words
+
+
+def _mix(words: _Words) -> _Words:
+    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
+    words = words + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
