@@ -1,18 +1,45 @@
 """The Release: one directory that is logged, promoted, packaged and served."""
 
+import hashlib
+import json
+import math
+import platform
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from bentos.schema import Schema
-from models.config import ModelConfig
+import yaml
+
+from bentos.canonical import dump_pipeline, load_pipeline, pipeline_digest
+from bentos.schema import Schema, schema_of
+from models.config import Family, ModelConfig
+from models.errors import DataError, WorkError, bounded
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from sklearn.pipeline import Pipeline
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+EVIDENCE = "evidence"
+REFERENCE_ROWS = 20_000
+GOLDEN_ROWS = 20
+FAMILIES: dict[str, Family] = {
+    "LogisticRegression": "logistic_regression",
+    "LinearRegression": "linear_regression",
+    "Ridge": "linear_regression",
+    "RandomForestClassifier": "random_forest",
+    "RandomForestRegressor": "random_forest",
+    "XGBClassifier": "xgboost",
+    "XGBRegressor": "xgboost",
+}
+_LARGEST = 3.4028234e38  # of a float32, which trees compute with
+_TEXTS = (".txt", ".md", ".html", ".csv", ".svg", ".yaml")
 
 
 @dataclass(frozen=True)
@@ -38,10 +65,46 @@ class Golden:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What the pipeline was fitted on, and how.
+
+    Attributes:
+        data_digest: Digest of the data that the training rows were split from.
+        seed: Seed of the configuration.
+        trials: Configurations that tuning tried.
+        rows: Number of training rows.
+        family: Family of the estimator.
+    """
+
+    data_digest: str
+    seed: int
+    trials: int
+    rows: int
+    family: Family
+
+
+class TooLarge(DataError):
+    """A row leads to numbers beyond the model's arithmetic.
+
+    Attributes:
+        row: Position of the first such row.
+    """
+
+    def __init__(self, row: int) -> None:
+        """Name the row."""
+        super().__init__(f"row {row}: the values lead to numbers that the model cannot compute with")
+        self.row = row
+
+
+@dataclass(frozen=True)
 class Release:
-    """A Release on disk whose every file has the sum that its manifest says."""
+    """A Release on disk whose every file has the sum that its manifest says.
+
+    Sums are checked by `open`, and again on the very bytes that are used.
+    """
 
     directory: Path
+    manifest: Mapping[str, Any]
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -50,57 +113,128 @@ class Release:
         Raises:
             WorkError: A file is missing, extra, or its sum differs; or there is no Release.
         """
-        raise NotImplementedError
+        release = cls(directory, _manifest(directory))
+        sums: Mapping[str, str] = release.manifest["files"]
+        found = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+        found.discard(MANIFEST)
+        if missing := sorted(set(sums) - found):
+            raise WorkError(_refusal(directory, f"{_some(missing)} missing"))
+        if extra := sorted(found - set(sums)):
+            raise WorkError(_refusal(directory, f"{_some(extra)} not in its manifest"))
+        for name in sums:
+            release._read(name)
+        return release
 
     @cached_property
     def digest(self) -> str:
-        raise NotImplementedError
+        """The Release digest, computed from the content: equal for equal data, seed, lock, trials and CPU kernel.
+
+        Raises:
+            WorkError: The manifest says another one.
+        """
+        digest = _release_digest(
+            pipeline=pipeline_digest(self._read_optional),
+            schema=self._json("schema.json"),
+            golden=self._json("golden.json"),
+            metrics=self._json("metrics.json"),
+            training=self.training,
+            config=self.config,
+        )
+        if digest != self.manifest["release_digest"]:
+            raise WorkError(_refusal(self.directory, "its digest is not the one in its manifest"))
+        return digest
 
     @cached_property
     def config(self) -> ModelConfig:
-        raise NotImplementedError
+        """The resolved configuration that it was made with."""
+        return ModelConfig.model_validate_json(json.dumps(yaml.safe_load(self._read("config.yaml"))))
 
     @cached_property
     def schema(self) -> Schema:
-        raise NotImplementedError
+        """Its inputs and labels."""
+        return Schema.model_validate_json(self._read("schema.json"))
 
     @cached_property
     def pipeline(self) -> "Pipeline":
-        raise NotImplementedError
+        """The fitted pipeline, typed frame in.
+
+        Raises:
+            WorkError: It holds a type that is not trusted.
+        """
+        return load_pipeline(self._read_optional)
 
     @cached_property
     def golden(self) -> tuple[Golden, ...]:
-        raise NotImplementedError
+        """A few training rows with their answers."""
+        rows = self._json("golden.json")
+        return tuple(
+            Golden(r["inputs"], r["prediction"], tuple(r["probabilities"]) if r["probabilities"] else None)
+            for r in rows
+        )
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        raise NotImplementedError
+        """Its quality metrics, as `write_release` was given them (10 significant digits)."""
+        return cast(dict[str, float], self._json("metrics.json"))
+
+    @cached_property
+    def training(self) -> Training:
+        """What it was fitted on."""
+        return Training(**self._json("training.json"))
 
     @cached_property
     def evidence(self) -> dict[str, Any]:
-        """Evidence by name, what `write_release` and `add_evidence` were given."""
-        raise NotImplementedError
+        """Evidence by name: JSON data, text or bytes, as `write_release` and `add_evidence` were given it."""
+        names = [name for name in self.manifest["files"] if name.startswith(f"{EVIDENCE}/")]
+        return dict(_parse_evidence(name.removeprefix(f"{EVIDENCE}/"), self._read(name)) for name in names)
 
     @property
     def data_digest(self) -> str:
-        raise NotImplementedError
+        """Digest of the data that the training rows were split from."""
+        return self.training.data_digest
 
     @property
-    def family(self) -> str:
-        """Family of the estimator: logistic_regression, linear_regression, random_forest or xgboost."""
-        raise NotImplementedError
+    def family(self) -> Family:
+        """Family of the estimator."""
+        return self.training.family
 
     def reference(self) -> "pd.DataFrame":
-        """Typed sample of the training rows with the target."""
-        raise NotImplementedError
+        """Typed sample of the training rows, at most 20,000, with the target and without personal columns."""
+        import io
+
+        import pandas as pd
+
+        return pd.read_parquet(io.BytesIO(self._read("reference/sample.parquet")))
+
+    @cached_property
+    def reference_summary(self) -> dict[str, Any]:
+        """Exact figures of all training rows: `rows`, and by column type, missing, quantiles, categories."""
+        return cast(dict[str, Any], self._json("reference/summary.json"))
 
     def answer(self, frame: "pd.DataFrame") -> Answers:
-        """Answer a typed frame (further columns are ignored).
+        """Answer a typed frame (columns besides the inputs are ignored).
 
         Raises:
-            DataError: A value is too large for the model's arithmetic.
+            TooLarge: A row leads to numbers that the model cannot compute with.
         """
-        raise NotImplementedError
+        return _answer(self.pipeline, self.schema, frame)
+
+    def _read(self, name: str) -> bytes:
+        """Content of a file of the manifest, verified."""
+        path = self.directory / name
+        try:
+            content = b"" if path.is_symlink() else path.read_bytes()
+        except OSError:
+            raise WorkError(_refusal(self.directory, f"{name} cannot be read")) from None
+        if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]:
+            raise WorkError(_refusal(self.directory, f"{name} is not what its manifest says"))
+        return content
+
+    def _read_optional(self, name: str) -> bytes | None:
+        return self._read(name) if name in self.manifest["files"] else None
+
+    def _json(self, name: str) -> Any:
+        return json.loads(self._read(name))
 
 
 def write_release(
@@ -125,8 +259,45 @@ def write_release(
         data_digest: Digest of the data that `train` was split from.
         trials: Configurations that tuning tried.
         evidence: Name to JSON-ready data, text, or bytes (the name then says the kind: "roc.png"); not in the digest.
+
+    Raises:
+        WorkError: The directory is not empty, the pipeline cannot be stored, or a metric is no number.
+        DataError: The training rows cannot be described (see `labels_of`), or none would be accepted by the service.
     """
-    raise NotImplementedError
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise WorkError(f"a Release needs an empty directory; {directory.name} is not")
+    schema = schema_of(config, train)
+    files = dump_pipeline(pipeline)
+    stored = load_pipeline(files.get)  # what is described below is what will be loaded
+    estimator = type(stored.steps[-1][1]).__name__
+    training = Training(data_digest, config.seed, trials, len(train), FAMILIES[estimator])
+    golden = [asdict(row) for row in _golden(stored, schema, train, config.seed)]
+    figures = _finite(metrics)
+    files |= {
+        "config.yaml": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode(),
+        "schema.json": _json(schema.model_dump(mode="json"), in_order=True),
+        "golden.json": _json(golden, in_order=True),
+        "metrics.json": _json(figures),
+        "training.json": _json(asdict(training)),
+        **_reference(config, train),
+    }
+    files |= {f"{EVIDENCE}/{_evidence_file(name, data)}": _evidence_bytes(data) for name, data in evidence.items()}
+    digest = _release_digest(
+        pipeline=pipeline_digest(files.get),
+        schema=json.loads(files["schema.json"]),
+        golden=json.loads(files["golden.json"]),
+        metrics=figures,
+        training=training,
+        config=config,
+    )
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    _write_manifest(directory, {"format": FORMAT, "release_digest": digest, **_environment(), "files": sums})
+    return Release.open(directory)
 
 
 def add_evidence(directory: Path, name: str, data: Any) -> None:
@@ -135,4 +306,218 @@ def add_evidence(directory: Path, name: str, data: Any) -> None:
     Raises:
         WorkError: The Release is damaged, or has evidence of that name.
     """
-    raise NotImplementedError
+    release = Release.open(directory)
+    file = f"{EVIDENCE}/{_evidence_file(name, data)}"
+    if file in release.manifest["files"]:
+        raise WorkError(f"the Release has evidence '{name}' already; evidence is never replaced")
+    content = _evidence_bytes(data)
+    (directory / EVIDENCE).mkdir(exist_ok=True)
+    (directory / file).write_bytes(content)
+    sums = {**release.manifest["files"], file: hashlib.sha256(content).hexdigest()}
+    _write_manifest(directory, {**release.manifest, "files": dict(sorted(sums.items()))})
+
+
+def _release_digest(
+    *, pipeline: str, schema: Any, golden: Any, metrics: Mapping[str, float], training: Training, config: ModelConfig
+) -> str:
+    covered = {
+        "pipeline": pipeline,
+        "schema": schema,
+        "golden": golden,
+        "metrics": dict(metrics),
+        "data_digest": training.data_digest,
+        "seed": training.seed,
+        "trials": training.trials,
+        "config": config.shaping(),
+    }
+    return hashlib.sha256(_json(covered)).hexdigest()
+
+
+def _answer(pipeline: "Pipeline", schema: Schema, frame: "pd.DataFrame") -> Answers:
+    import numpy as np
+
+    prepared: Any = frame[list(schema.inputs)]
+    for _, step in pipeline.steps[:-1]:
+        prepared = step.transform(prepared)
+        _require_computable(prepared)
+    estimator = pipeline.steps[-1][1]
+    if schema.task == "regression":
+        return Answers(np.asarray(estimator.predict(prepared), dtype=np.float64).reshape(-1), None)
+    probabilities = np.asarray(estimator.predict_proba(prepared), dtype=np.float64)
+    labels = np.array(schema.labels, dtype=object)
+    return Answers(labels[probabilities.argmax(axis=1)], probabilities)
+
+
+def _require_computable(prepared: Any) -> None:
+    """Raise TooLarge for numbers that scikit-learn or XGBoost would refuse; missing ones pass."""
+    import numpy as np
+    import pandas as pd
+
+    if isinstance(prepared, pd.DataFrame):
+        prepared = prepared.select_dtypes("number").to_numpy()
+    elif hasattr(prepared, "tocsr"):
+        if np.abs(prepared.data).max(initial=0) <= _LARGEST:
+            return
+        prepared = prepared.toarray()
+    with np.errstate(invalid="ignore"):
+        large = np.abs(prepared) > _LARGEST
+    if large.any():
+        raise TooLarge(int(large.any(axis=1).argmax()))
+
+
+def _golden(pipeline: "Pipeline", schema: Schema, train: "pd.DataFrame", seed: int) -> list[Golden]:
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    from bentos.inputs import examine, plain_rows, typed_rows
+
+    _require_codes(pipeline, schema)
+    order = np.random.default_rng(seed).permutation(len(train))[:2_000]
+    drawn = train.iloc[order][list(schema.inputs)].reset_index(drop=True)
+    refused = {finding.row for finding in examine(drawn, schema.inputs) if finding.rejected}
+    chosen = drawn.drop(index=sorted(refused)).head(GOLDEN_ROWS)
+    if chosen.empty:
+        raise DataError("no training row lies within the YAML's ranges and categories; the service would refuse all")
+    rows = plain_rows(chosen, schema.inputs)
+    with threadpool_limits(1):
+        answers = _answer(pipeline, schema, typed_rows([list(row.values()) for row in rows], schema.inputs).frame)
+    values = [v if isinstance(v, str) else _rounded(v) for v in answers.values.tolist()]
+    if answers.probabilities is None:
+        return [Golden(row, value, None) for row, value in zip(rows, values, strict=True)]
+    shares = [tuple(map(_rounded, line)) for line in answers.probabilities.tolist()]
+    return [Golden(row, value, share) for row, value, share in zip(rows, values, shares, strict=True)]
+
+
+def _require_codes(pipeline: "Pipeline", schema: Schema) -> None:
+    fitted = [int(code) for code in getattr(pipeline.steps[-1][1], "classes_", ())]
+    if fitted != list(range(len(schema.labels))):
+        raise WorkError(f"the pipeline was fitted on class codes {fitted[:20]}, not on 0 to {len(schema.labels) - 1}")
+
+
+def _reference(config: ModelConfig, train: "pd.DataFrame") -> dict[str, bytes]:
+    """A seeded sample of the training rows as Parquet, and exact figures of all of them as JSON."""
+    import io
+
+    personal = [name for name, column in config.columns.items() if column.personal]
+    known = train.drop(columns=personal, errors="ignore").reset_index(drop=True)
+    sample = known.sample(min(len(known), REFERENCE_ROWS), random_state=config.seed).sort_index()
+    buffer = io.BytesIO()
+    sample.to_parquet(buffer, index=False)
+    types = {name: column.type for name, column in config.columns.items()}
+    columns = {name: _figures(known[name], types.get(name, "")) for name in known.columns}
+    return {
+        "reference/sample.parquet": buffer.getvalue(),
+        "reference/summary.json": _json({"rows": len(known), "sampled": len(sample), "columns": columns}),
+    }
+
+
+def _figures(values: "pd.Series[Any]", kind: str) -> dict[str, Any]:
+    """Exact figures of one column: counts and quantiles of numbers and dates, counts of categories, lengths of text."""
+    import pandas as pd
+
+    present = values.dropna()
+    figures: dict[str, Any] = {"count": len(values), "missing": len(values) - len(present)}
+    if pd.api.types.is_object_dtype(values) and kind != "text":
+        counts = present.value_counts().sort_index().sort_values(ascending=False, kind="stable")
+        return figures | {
+            "distinct": len(counts),
+            "categories": {str(k): int(v) for k, v in counts.head(1_000).items()},
+        }
+    if present.empty:
+        return figures
+    if kind == "text":
+        present = present.str.len()
+    quantiles = {f"{q:g}": v for q, v in present.quantile([0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1]).items()}
+    if values.dtype.kind == "M":
+        return figures | {"quantiles": {q: moment.isoformat() for q, moment in quantiles.items()}}
+    spread = {"deviation": _rounded(float(present.std()))} if len(present) > 1 else {}
+    return figures | {"mean": _rounded(float(present.mean())), "quantiles": quantiles, **spread}
+
+
+def _environment() -> dict[str, Any]:
+    """Python, libraries and CPU kernel that a fit ran on; no path."""
+    import numpy as np
+    from threadpoolctl import threadpool_info
+
+    libraries = {}
+    for name in ("numpy", "scipy", "scikit-learn", "pandas", "skops", "xgboost", "pyarrow"):
+        try:
+            libraries[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    kept = ("internal_api", "version", "architecture")
+    pools = [{key: pool[key] for key in kept if pool.get(key)} for pool in threadpool_info()]
+    config: Any = np.show_config(mode="dicts")
+    simd = config.get("SIMD Extensions", {})
+    kernel = {"machine": platform.machine(), "pools": sorted(pools, key=str), "simd": simd.get("found", [])}
+    return {"python": platform.python_version(), "libraries": libraries, "kernel": kernel}
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+        files = manifest["files"]
+        if manifest["format"] != FORMAT:
+            raise WorkError(_refusal(directory, f"its format is {manifest['format']!r:.20}, this code reads {FORMAT}"))
+        if not isinstance(files, dict) or not isinstance(manifest["release_digest"], str):
+            raise TypeError
+    except OSError:
+        raise WorkError(f"there is no Release in {directory.name}: {MANIFEST} cannot be read") from None
+    except (ValueError, KeyError, TypeError):
+        raise WorkError(_refusal(directory, f"{MANIFEST} is damaged")) from None
+    return cast(dict[str, Any], manifest)
+
+
+def _write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    draft = directory / f"{MANIFEST}.tmp"
+    draft.write_bytes(json.dumps(manifest, indent=1, sort_keys=True).encode())
+    draft.replace(directory / MANIFEST)
+
+
+def _evidence_file(name: str, data: Any) -> str:
+    if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9]+)?", name):
+        raise WorkError(f"evidence {bounded(name, 60)!r}: write lower-case letters, digits and underscores, one suffix")
+    suffix = Path(name).suffix
+    if isinstance(data, bytes | str):
+        fits = bool(suffix) and suffix != ".json" and (suffix in _TEXTS) == isinstance(data, str)
+        if not fits:
+            raise WorkError(f"evidence '{name}': text needs one of {', '.join(_TEXTS)}, bytes another suffix")
+        return name
+    if suffix:
+        raise WorkError(f"evidence '{name}': data is stored as JSON; leave out the suffix")
+    return f"{name}.json"
+
+
+def _evidence_bytes(data: Any) -> bytes:
+    if isinstance(data, bytes):
+        return data
+    return data.encode() if isinstance(data, str) else _json(data)
+
+
+def _parse_evidence(file: str, content: bytes) -> tuple[str, Any]:
+    if file.endswith(".json"):
+        return file.removesuffix(".json"), json.loads(content)
+    return file, content.decode() if file.endswith(_TEXTS) else content
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    if strange := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        raise WorkError(f"metrics {_some(strange)} are no finite numbers")
+    return {name: _rounded(float(value)) for name, value in sorted(metrics.items())}
+
+
+def _rounded(value: float) -> float:
+    """To 10 significant digits: the last bits may depend on how sums were ordered."""
+    return float(f"{value:.10g}")
+
+
+def _json(data: Any, in_order: bool = False) -> bytes:
+    return json.dumps(data, sort_keys=not in_order, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _refusal(directory: Path, why: str) -> str:
+    return f"the Release in {directory.name} is not loaded: {why}. Make it again with `gauntlet run`, or restore it"
