@@ -1,66 +1,253 @@
-"""Promotion: the gates a challenger must pass, the verdict, and the one order in which it is written."""
+"""Promoting: a verdict is written in one order (ledger, aliases, evidence, Bento), and repaired in the same."""
 
-from typing import Literal
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from zenml import get_step_context, step
 
-from stacks.ledger import Entry
+from models.config import ModelConfig
+from models.errors import GauntletError, WorkError, bounded
+from stacks import registry
+from stacks.ledger import Action, Conflict, Entry, Ledger, open_ledger
+from steps.caching import parse_config
+from steps.deploy import publish, stage
+from steps.evaluate import Evaluation
+from steps.package import Package
+from steps.verdict import Decision, Gate, Verdict, judge, require_gates
 
-Decision = Literal["promoted", "kept", "rejected", "pending"]
+__all__ = ["Decision", "Gate", "Verdict", "decide", "judge", "promote", "repair", "require_gates", "rollback"]
+
+LOG = logging.getLogger(__name__)
+STATE_TAG: Final = "gauntlet.state"
+REASON_TAG: Final = "gauntlet.reason"
+ENTRY_TAG: Final = "gauntlet.entry"
+EVIDENCE_FOLDER: Final = "evidence"
+ATTEMPTS: Final = 20
+ACTIONS: Final[Mapping[Decision, Action]] = {
+    "promoted": "promote",
+    "kept": "keep",
+    "rejected": "reject",
+    "pending": "pending",
+}
 
 
-class Gate(BaseModel):
-    """One gate and what came of it.
+def decide(
+    config: ModelConfig,
+    evaluation: Evaluation,
+    package: Package,
+    *,
+    why: str = "",
+    actor: str | None = None,
+    request: str | None = None,
+) -> Verdict:
+    """Judge a challenger against the champion of this moment and write the verdict.
 
-    Attributes:
-        name: A metric's name, or `quality_score`, `beats_dummy`, `smoke_test`, `improvement`, ….
-        value: What was measured; None when it could not be.
-        threshold: What was asked for; None where the gate is a plain yes or no.
-        margin: How far `value` lies on the good side of `threshold` (negative: on the bad side).
-        blocking: Whether failing it stops the promotion; otherwise it is a warning.
-        verdict: `skipped` when there was nothing to measure against.
-        reason: The same in words.
+    The ledger takes it only if the champion is still the one judged against; else it is judged again. Aliases, tags
+    and evidence follow. `publish` brings the Bento; `repair` whatever a crash left out.
+
+    Args:
+        config: The model's configuration.
+        evaluation: What the challenger is worth.
+        package: Its Bento.
+        why: The reason in a person's words.
+        actor: Who promotes; the user of the operating system when not given.
+        request: What this is done for; asked twice, the verdict of the first time is returned.
+
+    Raises:
+        WorkError: The ledger or the registry cannot be reached.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    value: float | None
-    threshold: float | None
-    margin: float | None
-    blocking: bool
-    verdict: Literal["passed", "failed", "skipped"]
-    reason: str
-
-
-class Verdict(BaseModel):
-    """What became of a challenger.
-
-    Attributes:
-        champion: The champion's version after the verdict.
-        former: The champion it was judged against.
-        rows: Rows that champion and challenger were compared on; neither was trained on them.
-        sequence: The ledger's entry that holds this verdict; 0 before it is written.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    version: int
-    decision: Decision
-    champion: int | None
-    former: int | None
-    gates: tuple[Gate, ...]
-    rows: int
-    reason: str
-    sequence: int = 0
+    ledger = open_ledger()
+    verdict = _recorded(ledger, config.name, request) if request else None
+    if verdict is None:
+        verdict = _record(ledger, config, evaluation, package, why, actor, request)
+    _mirror(ledger, config.name)
+    return verdict
 
 
 def repair(model: str | None = None) -> tuple[str, ...]:
-    """Bring aliases, tags and `<model>:latest` back to what the ledger says, of one model or all; what was done."""
-    raise NotImplementedError
+    """Bring aliases, tags, evidence and `<model>:latest` back to what the ledger says.
+
+    Cheap when nothing is wrong; every command that changes something calls it first, as a crash may have come between
+    two writes of the last one.
+
+    Args:
+        model: The one to repair; all that the ledger knows when not given.
+
+    Returns:
+        What was put right, in words.
+
+    Raises:
+        WorkError: Something could not be put right; whatever could be, was.
+    """
+    ledger = open_ledger()
+    done: list[str] = []
+    failed: list[str] = []
+    for name in [model] if model else ledger.models():
+        for part in (_mirror, _publish):
+            try:
+                done += part(ledger, name)
+            except GauntletError as error:
+                failed.append(f"{name}: {error}")
+    if failed:
+        raise WorkError(f"the ledger's state could not be restored everywhere: {'; '.join(failed)}")
+    return tuple(done)
 
 
 def rollback(model: str, to: int | None = None, *, why: str = "", actor: str | None = None) -> Entry:
-    """Make an earlier champion the champion again: ledger, aliases, `<model>:latest`."""
-    raise NotImplementedError
+    """Make an earlier champion the champion again: ledger, aliases, `<model>:latest`.
+
+    Args:
+        model: The model.
+        to: Its version; the one before the present champion when not given.
+        why: The reason in a person's words.
+        actor: Who does it; the user of the operating system when not given.
+
+    Returns:
+        The ledger's entry.
+
+    Raises:
+        WorkError: There is nothing to roll back to, or the version cannot be served any more; nothing was changed.
+    """
+    ledger = open_ledger()
+    champion, target = _target(ledger, model, to)
+    registry.version(model, target)
+    stage(model, target)
+    entry = ledger.append(
+        "rollback", model, target, why=why, actor=actor, payload={"from": champion}, expect_champion=champion
+    )
+    repair(model)
+    return entry
+
+
+def _target(ledger: Ledger, model: str, to: int | None) -> tuple[int, int]:
+    """The present champion and the version to roll back to."""
+    standing = ledger.standing(model)
+    champion = standing.champion
+    if champion is None:
+        raise WorkError(f"model '{model}' has no champion yet: there is nothing to roll back; train one first")
+    target = standing.previous if to is None else to
+    if target is None:
+        raise WorkError(f"v{champion} of '{model}' has no champion before it: there is nothing to roll back to")
+    if target == champion:
+        raise WorkError(f"v{champion} is the champion of '{model}' already")
+    if target not in standing.crowned:
+        were = ", ".join(f"v{version}" for version in standing.crowned if version != champion)
+        raise WorkError(f"v{target} was never champion of '{model}'; roll back to one that was: {were or 'none'}")
+    if standing.states[target] == "retired":
+        raise WorkError(f"v{target} of '{model}' is retired; roll back to another")
+    return champion, target
+
+
+def _recorded(ledger: Ledger, model: str, request: str) -> Verdict | None:
+    for entry in reversed(ledger.history(model)):
+        if entry.payload.get("request") == request and "verdict" in entry.payload:
+            return _verdict(entry)
+    return None
+
+
+def _verdict(entry: Entry) -> Verdict:
+    return Verdict.model_validate({**entry.payload["verdict"], "sequence": entry.sequence})
+
+
+def _record(
+    ledger: Ledger,
+    config: ModelConfig,
+    evaluation: Evaluation,
+    package: Package,
+    why: str,
+    actor: str | None,
+    request: str | None,
+) -> Verdict:
+    for _ in range(ATTEMPTS):
+        champion = ledger.champion(config.name)
+        verdict = judge(config, evaluation, package, champion)
+        try:
+            entry = ledger.append(
+                ACTIONS[verdict.decision],
+                config.name,
+                verdict.version,
+                why=why,
+                actor=actor,
+                payload=_payload(verdict, evaluation, package, request),
+                expect_champion=champion,
+            )
+        except Conflict:
+            LOG.info("the champion of %s changed while v%d was judged: judging again", config.name, verdict.version)
+            continue
+        return verdict.model_copy(update={"sequence": entry.sequence})
+    raise WorkError(f"the champion of '{config.name}' changed {ATTEMPTS} times while v{package.version} was judged")
+
+
+def _payload(verdict: Verdict, evaluation: Evaluation, package: Package, request: str | None) -> dict[str, Any]:
+    """What the ledger keeps of a verdict: figures and digests, no row of data."""
+    return {
+        "verdict": verdict.model_dump(mode="json", exclude={"sequence"}),
+        "release_digest": evaluation.release_digest,
+        "data_digest": evaluation.data_digest,
+        "mlflow_run_id": evaluation.mlflow_run_id,
+        # NaN has no JSON: a figure that could not be computed is left out.
+        "metrics": {name: value for name, value in evaluation.challenger.items() if abs(value) < float("inf")},
+        "bento": package.tag,
+        "request": request,
+    }
+
+
+def _mirror(ledger: Ledger, model: str) -> list[str]:
+    """Make MLflow's aliases, states and evidence those of the ledger; what had to be written, in words."""
+    done: list[str] = []
+    while True:
+        standing = ledger.standing(model)
+        if standing.sequence == 0:
+            return done
+        if registry.mirror(
+            model, champion=standing.champion, previous=standing.previous, challenger=standing.challenger
+        ):
+            done.append(f"{model}: aliases")
+        for version in registry.versions(model):
+            if entry := standing.latest.get(version.number):
+                done += _mirror_version(version, entry, standing.states[version.number])
+        # Whoever wrote meanwhile may have been overtaken by our older view: look again, the last one is right.
+        if ledger.tip(model) == standing.sequence:
+            return done
+
+
+def _mirror_version(version: registry.Version, entry: Entry, state: str) -> list[str]:
+    done: list[str] = []
+    if version.tags.get(STATE_TAG) != state:
+        registry.set_tag(version.model, version.number, STATE_TAG, state)
+        done.append(f"{version.model} v{version.number}: {state}")
+    if version.tags.get(ENTRY_TAG) != str(entry.sequence):
+        if "verdict" in entry.payload:
+            _log_evidence(version, _verdict(entry))
+        # Written last: without it all of the above is done again.
+        registry.set_tag(version.model, version.number, ENTRY_TAG, str(entry.sequence))
+        done.append(f"{version.model} v{version.number}: evidence of entry {entry.sequence}")
+    return done
+
+
+def _log_evidence(version: registry.Version, verdict: Verdict) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"verdict-{verdict.sequence:06d}.json"
+        path.write_text(json.dumps(verdict.model_dump(mode="json"), indent=1), encoding="utf-8")
+        registry.log_file(version.model, version.number, path, EVIDENCE_FOLDER)
+    registry.set_tag(version.model, version.number, REASON_TAG, bounded(f"{verdict.decision}: {verdict.reason}", 1_000))
+
+
+def _publish(_ledger: Ledger, model: str) -> list[str]:
+    published = publish(model)
+    return [f"{model}: {published.tag} is latest"] if published.changed else []
+
+
+@step(enable_cache=False)
+def promote(
+    config: dict[str, Any], evaluation: Evaluation, package: Package, why: str = "", actor: str = ""
+) -> Annotated[Verdict, "verdict"]:
+    """Judge the challenger and write the verdict; a retry of the same run gets the verdict it already has."""
+    request = str(get_step_context().pipeline_run.id)
+    verdict = decide(parse_config(config), evaluation, package, why=why, actor=actor or None, request=request)
+    LOG.info("%s v%d: %s (%s)", verdict.model, verdict.version, verdict.decision, verdict.reason)
+    return verdict
