@@ -1,0 +1,1 @@
+"""A ZenML orchestrator flavor that runs pipelines as Prefect flows."""
