@@ -89,6 +89,23 @@ def compute_metrics(config: ModelConfig, labels: Sequence[str], truth: Array, an
     return figures
 
 
+def figure(name: str, truth: Array, answered: Array) -> float | None:
+    """One figure, or None where the rows do not allow it.
+
+    Args:
+        name: Which.
+        truth: Shape (n,): codes, or numbers for regression.
+        answered: Shape (n, k) probabilities, or shape (n,) numbers for regression.
+    """
+    if answered.ndim == 1:
+        return regression_metrics(truth, answered).get(name)
+    if name == "accuracy":
+        return float(np.mean(truth == answered.argmax(axis=1)))
+    if name == "roc_auc":
+        return _roc_auc(truth, answered)
+    return classification_metrics(truth, answered).get(name)
+
+
 def classification_metrics(truth: Array, probabilities: Array, predicted: Array | None = None) -> dict[str, float]:
     """Figures of a classifier.
 
