@@ -2,17 +2,17 @@
 
 from typing import Annotated, Any
 
+from zenml import pipeline
+
 from steps.deploy import deploy
+from steps.evaluate import Evaluation, evaluate
 from steps.ingest import ingest
+from steps.package import Package, package
+from steps.promote import promote
 from steps.split import split
 from steps.train import train
 from steps.tune import tune
 from steps.validate import validate
-from zenml import pipeline
-
-from steps.evaluate import Evaluation, evaluate
-from steps.package import Package, package
-from steps.promote import promote
 
 
 @pipeline(name="train")
@@ -28,7 +28,7 @@ def train_pipeline(
         champion: Version to compare with, so that a new champion is compared again.
     """
     raw, data_digest = ingest(parts["ingest"], source, source_digest)
-    frame, report, _ = validate(parts["validate"], raw)
+    frame, report, _ = validate(parts["validate"], raw, champion)
     training, test = split(parts["split"], frame)
     tuning = tune(parts["tune"], training)
     release = train(parts["train"], training, tuning, data_digest)
@@ -40,4 +40,4 @@ def train_pipeline(
 def release_pipeline(config: dict[str, Any], evaluation: Any, package: Any, why: str, actor: str) -> None:
     """Rows 7 and 8: the verdict, and the champion published."""
     verdict = promote(config, evaluation, package, why, actor)
-    deploy(config, verdict)
+    deploy(verdict)

@@ -34,8 +34,6 @@ def run_model(model: str, source: str | None, settings: Sequence[str], why: str,
     (err if quiet else out).print(f"[bold]{model}[/bold]: source '{used.name}' ({_describe(used)})")
     home = use_home()
     with _prefect(home):
-        from stacks.stack_file import ensure_active
-
         from flows.console import use_logging
         from flows.train import train
 
@@ -48,13 +46,22 @@ def run_model(model: str, source: str | None, settings: Sequence[str], why: str,
 @contextmanager
 def _prefect(home: Path) -> Iterator[None]:
     """This process's Prefect: the home's one server, and no heartbeat thread (it costs a flat second)."""
-    from stacks.orchestrator.server import start_server
+    from stacks.orchestrator.server import public_url, start_server
 
-    server = start_server(Path(os.environ.get("PREFECT_HOME", home / "prefect")))
-    import zenml  # noqa: F401 - the longest import, while the server starts
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    prefect_home = Path(os.environ.get("PREFECT_HOME", home / "prefect"))
+    server = start_server(prefect_home)
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_UI_URL,
+        temporary_settings,
+    )
 
-    with temporary_settings({PREFECT_API_URL: server.wait(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    import flows.train  # noqa: F401 - the longest import, while the server starts
+
+    url = server.wait()
+    shown = public_url(prefect_home, url)
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_UI_URL: shown, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
 
@@ -89,10 +96,9 @@ def roll_back(model: str, to: int | None, why: str) -> dict[str, Any]:
     """
     load_model(model)
     use_home()
-    from stacks.ledger import current_actor
     from steps.promote import rollback
 
-    entry = rollback(model, to, why, current_actor())
+    entry = rollback(model, to, why=why)
     return {"model": model, "champion": entry.version, "why": entry.why, "actor": entry.actor}
 
 

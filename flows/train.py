@@ -1,20 +1,21 @@
 """The Prefect flow `train`: one model's whole life, from its data to a served champion."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from stacks.stack_file import active_stack, config_overrides
-from steps.ingest import source_digest
 
 from flows.pipelines import release_pipeline, train_pipeline
-from models.config import Layer, ModelConfig, Resolved, load_model, parse_set
+from flows.resolve import resolve_model
+from models.config import ModelConfig
 from models.errors import ConfigError, WorkError
 from stacks import registry
 from stacks.ledger import current_actor, open_ledger
-from steps.promote import repair
+from stacks.stack_file import ensure_active
+from steps.ingest import source_digest
+from steps.promote import repair, require_gates
 
 STEP_PARTS: Mapping[str, tuple[str, ...]] = {
     "ingest": ("seed", "split"),
@@ -22,16 +23,6 @@ STEP_PARTS: Mapping[str, tuple[str, ...]] = {
     "split": ("seed", "split", "sample_size"),
     "tune": ("task", "metric", "seed", "derived", "features", "split", "tuning"),
 }
-
-
-def resolve_model(model: str, assignments: Sequence[str] = (), stack: str | None = None) -> Resolved:
-    """The configuration of `model` on a stack (default: the active one), with `--set` on top.
-
-    Raises:
-        ConfigError: The model is unknown, or a key or value is wrong.
-    """
-    layers = [Layer(f"stacks/{stack}.yaml", config_overrides(stack))] if stack else []
-    return load_model(model, [*layers, parse_set(assignments)] if assignments else layers)
 
 
 def step_parts(config: ModelConfig) -> dict[str, dict[str, Any]]:
@@ -61,8 +52,9 @@ def train(
         GauntletError: The configuration, the data or a step failed; the champion is as before.
     """
     started = time.monotonic()
-    stack = active_stack()
+    stack = ensure_active()
     config = resolve_model(model, overrides or [], stack).config
+    require_gates(config)
     used = config.source(source).name
     registry.initialise()
     repair(model)
@@ -92,9 +84,10 @@ def _finished(run: Any) -> Any:
     return run
 
 
-def _output(run: Any, step: str, name: str = "output") -> Any:
-    outputs = run.steps[step].outputs
-    return (outputs.get(name) or next(iter(outputs.values())))[0]
+def _output(run: Any, step: str) -> Any:
+    """The artifact of a step that has one output."""
+    ((artifact,),) = run.steps[step].outputs.values()
+    return artifact
 
 
 def _result(
@@ -103,6 +96,7 @@ def _result(
     evaluation = _output(trained, "evaluate").load()
     package = _output(trained, "package").load()
     verdict = _output(released, "promote").load()
+    published = _output(released, "deploy").load()
     return {
         "model": config.name,
         "version": verdict.version,
@@ -121,6 +115,6 @@ def _result(
         "prefect_flow_run_id": str(flow_run.id),
         "mlflow_run_id": evaluation.mlflow_run_id,
         "bento": package.tag,
-        "answer": _output(released, "deploy").load(),
+        "answer": published.answer,
         "seconds": round(seconds, 1),
     }

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from flows.console import number, out, print_json, table
-from models.config import Layer, ModelConfig, load_model, model_names, parse_set
+from models.config import ModelConfig, load_model, model_names
 from models.errors import ConfigError
 from stacks.home import use_home
 
@@ -63,11 +64,10 @@ def print_config(model: str | None, settings: Sequence[str], as_json: bool) -> N
     if model is None:
         raise ConfigError(f"show --config needs a model (there is: {', '.join(model_names())})")
     use_home()
-    from stacks.stack_file import active_stack, config_overrides
+    from flows.resolve import resolve_model
+    from stacks.stack_file import ensure_active
 
-    stack = active_stack()
-    layers = [Layer(f"stacks/{stack}.yaml", config_overrides(stack))] if stack else []
-    resolved = load_model(model, [*layers, parse_set(settings)] if settings else layers)
+    resolved = resolve_model(model, settings, ensure_active())
     flat = dict(_flatten(resolved.config.model_dump(mode="json")))
     keys = {key: {"value": value, "layer": _origin(key, resolved.origins)} for key, value in flat.items()}
     if as_json:
@@ -131,7 +131,7 @@ def print_model(model: str, as_json: bool) -> None:
     ledger = open_ledger()
     champion, previous = ledger.champion(model), ledger.previous(model)
     versions = [
-        {"version": v.version, "state": ledger.state(model, v.version), "digest": v.digest, "run": v.run_id}
+        {"version": v.number, "state": ledger.state(model, v.number), "digest": v.digest, "run": v.run_id}
         for v in registry.versions(model)
     ]
     shown = {"model": model, "task": config.task, "metric": config.metric, "champion": champion, "previous": previous}
@@ -170,7 +170,7 @@ def print_history(model: str, at: str | None, as_json: bool) -> None:
         return
     entries = ledger.history(model)
     if as_json:
-        print_json({"model": model, "entries": [entry.as_dict() for entry in entries]})
+        print_json({"model": model, "entries": [asdict(entry) for entry in entries]})
         return
     rows = [(e.sequence, f"{e.time:%Y-%m-%d %H:%M:%S}", e.actor, e.action, f"v{e.version}", e.why) for e in entries]
     table(f"{model}: ledger", ("#", "time (UTC)", "actor", "action", "version", "why"), rows)
@@ -189,20 +189,20 @@ def print_rollback(result: Mapping[str, Any], as_json: bool) -> None:
 def print_changes(changes: Sequence[Any], applied: bool, as_json: bool) -> None:
     """Print what `stack plan` would change or `stack apply` changed."""
     if as_json:
-        print_json({"applied": applied, "changes": [change.as_dict() for change in changes]})
+        print_json({"applied": applied, "changes": [asdict(change) for change in changes]})
         return
     if not changes:
         out.print("Nothing to change.")
         return
-    rows = [(change.action, change.what, change.detail) for change in changes]
-    table("Applied" if applied else "Plan", ("action", "what", "detail"), rows)
+    rows = [(change.action, change.kind, change.name, change.detail) for change in changes]
+    table("Applied" if applied else "Plan", ("action", "kind", "name", "detail"), rows)
 
 
 def print_findings(findings: Sequence[Any], as_json: bool) -> int:
     """Print the doctor's findings; 1 if any is bad."""
     bad = [finding for finding in findings if not finding.ok]
     if as_json:
-        print_json({"ok": not bad, "findings": [vars(finding) for finding in findings]})
+        print_json({"ok": not bad, "findings": [asdict(finding) for finding in findings]})
         return int(bool(bad))
     for finding in findings:
         mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]"

@@ -1,7 +1,6 @@
 """Bad input through the real command: bounded words, the right exit code, champion, ledger and registry as before."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -71,7 +70,7 @@ def _state() -> object:
     return (
         ledger.history("toy"),
         registry.aliases("toy"),
-        [(version.version, version.digest) for version in registry.versions("toy")],
+        [(version.number, version.digest) for version in registry.versions("toy")],
     )
 
 
