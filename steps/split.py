@@ -76,7 +76,12 @@ def row_hashes(config: ModelConfig, frame: pd.DataFrame, purpose: str) -> _Words
     absent = [name for name in names if name not in frame.columns]
     if absent:
         raise DataError(f"the split reads {len(absent)} columns that the frame does not have: {', '.join(absent[:5])}")
-    total = np.full(len(frame), _word(f"{config.seed}:{purpose}"), dtype=np.uint64)
+    return content_hashes(frame, names, f"{config.seed}:{purpose}")
+
+
+def content_hashes(frame: pd.DataFrame, names: Sequence[str], salt: str = "") -> _Words:
+    """A 64-bit hash of some columns of each row of a typed frame; equal rows share it."""
+    total = np.full(len(frame), _word(salt), dtype=np.uint64)
     for name in names:
         total = _mix(total ^ _mix(_words(frame[name]) ^ _word(name)))
     return total

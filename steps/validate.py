@@ -1,0 +1,184 @@
+"""Validating: a typed frame is checked against the YAML, scored, and stopped where it cannot be used."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from zenml import step
+from zenml.types import HTMLString
+
+from models.config import ModelConfig
+from steps.caching import cached_by, parse_config
+from steps.drift import MIN_ROWS, drift_score
+from steps.frames import FrameMaterializer
+from steps.leak import told_alone
+from steps.quality import Check, QualityReport, check_severities, report_of, severity_of
+from steps.split import content_hashes, in_test
+from steps.suite import as_view, run_suite, wanted
+
+log = logging.getLogger(__name__)
+SAMPLE = 20_000
+SUMMARY_ROWS = 2_000
+SUMMARY_CATEGORIES = 50
+MODULES = ("validate", "quality", "suite", "leak", "drift", "split", "frames")
+
+__all__ = ["Check", "QualityReport", "summarise", "validate", "validate_frame"]
+
+
+def validate_frame(config: ModelConfig, frame: pd.DataFrame, reference: pd.DataFrame | None = None) -> QualityReport:
+    """Check a typed frame: a Great Expectations suite from the YAML, then leaks, class balance and drift.
+
+    Args:
+        config: The model.
+        frame: What ingest gave.
+        reference: Training rows of the champion, to measure drift from; nothing is measured without.
+
+    Raises:
+        DataError: A critical check failed; up to five are named.
+        ConfigError: `validation.severity` names an unknown check or column.
+        WorkError: Great Expectations itself failed.
+    """
+    check_severities(config)
+    repeated = pd.Series(content_hashes(frame, [c for c in frame.columns if c in _public(config)])).duplicated()
+    view = as_view(frame, repeated.to_numpy(), _crossing(config, frame))
+    checks = run_suite(config, wanted(config, frame), view)
+    checks += [*_balance(config, frame), *_leaks(config, frame), *_drift(config, frame, reference)]
+    return report_of(config, len(frame), checks)
+
+
+def summarise(config: ModelConfig, frame: pd.DataFrame) -> str:
+    """Evidently's data summary as one HTML page, of a seeded sample, without personal and text columns."""
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.presets import DataSummaryPreset
+
+    shown = frame.sample(min(SUMMARY_ROWS, len(frame)), random_state=config.seed).reset_index(drop=True)
+    public = [name for name in _public(config) if name in frame.columns and frame[name].notna().any()]
+    kinds: dict[str, list[str]] = {"number": [], "category": [], "datetime": []}
+    for name in public:
+        kind = (
+            "datetime" if frame[name].dtype.kind == "M" else "number" if frame[name].dtype.kind == "f" else "category"
+        )
+        text = name in config.columns and config.columns[name].type == "text"
+        if (
+            not text
+            and (kind != "category" or shown[name].nunique() <= SUMMARY_CATEGORIES)
+            and shown[name].notna().any()
+        ):
+            kinds[kind].append(name)
+    definition = DataDefinition(
+        numerical_columns=kinds["number"],
+        categorical_columns=kinds["category"],
+        datetime_columns=kinds["datetime"],
+        text_columns=[],
+    )
+    data = Dataset.from_pandas(shown[[n for names in kinds.values() for n in names]], data_definition=definition)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        html: str = Report([DataSummaryPreset()]).run(data, None).get_html_str(as_iframe=False)
+    return html
+
+
+@step(
+    cache_policy=cached_by(*(f"steps.{name}" for name in MODULES), "bentos.frame", "models.config"),
+    output_materializers={"frame": FrameMaterializer},
+)
+def validate(
+    config: dict[str, Any], raw: pd.DataFrame, champion: int | None = None
+) -> tuple[Annotated[pd.DataFrame, "frame"], Annotated[QualityReport, "report"], Annotated[HTMLString, "summary"]]:
+    """Check the raw rows, compared with the champion's training rows where there is a champion."""
+    parsed = parse_config(config)
+    report = validate_frame(parsed, raw, _reference(parsed.name, champion))
+    log.info("data quality %.1f of 100, %d checks on %s rows", report.score, len(report.checks), f"{report.rows:,}")
+    for check in report.failed():
+        log.warning("%s: %s, expected %s", check.key, check.observed, check.expected)
+    return raw, report, HTMLString(summarise(parsed, raw))
+
+
+def _reference(model: str, champion: int | None) -> pd.DataFrame | None:
+    if champion is None:
+        return None
+    from bentos.release import Release
+    from stacks.registry import release_dir
+
+    return Release.open(release_dir(model, champion)).reference()
+
+
+def _public(config: ModelConfig) -> list[str]:
+    return [*(name for name, column in config.columns.items() if not column.personal), config.target.column]
+
+
+def _crossing(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """Test rows whose equal (or, split by entity, whose entity) is a training row."""
+    chosen = in_test(config, frame)
+    if config.split.by == "entity":
+        values = frame[str(config.split.column)]
+    else:
+        names = [name for name, column in config.columns.items() if column.feature and not column.personal]
+        values = pd.Series(content_hashes(frame, names))
+    codes, _ = pd.factorize(values)
+    trained = np.zeros(codes.max(initial=0) + 1, dtype=bool)
+    trained[codes[~chosen]] = True
+    return chosen & trained[codes]
+
+
+def _balance(config: ModelConfig, frame: pd.DataFrame) -> Iterator[Check]:
+    name = config.target.column
+    severity = severity_of(config, "balance", name)
+    if config.task != "classification" or severity is None or not len(frame):
+        return
+    shares = frame[name].value_counts(normalize=True)
+    smallest = min(float(shares.get(label, 0.0)) for label in config.target.labels or shares.index)
+    least = config.validation.min_class
+    yield Check(
+        name="balance",
+        column=name,
+        severity=severity,
+        passed=smallest >= least,
+        observed=f"rarest class {smallest:.2%}",
+        expected=f"at least {least:.1%}",
+    )
+
+
+def _leaks(config: ModelConfig, frame: pd.DataFrame) -> Iterator[Check]:
+    """Columns that the model may see, one by one; the target must not be found in any."""
+    most = config.validation.max_leak
+    figure = "R²" if config.task == "regression" else "accuracy"
+    for name, column in config.columns.items():
+        severity = severity_of(config, "leak", name)
+        if severity is None or not column.feature or column.personal or column.type == "text":
+            continue
+        score = told_alone(frame[name], frame[config.target.column], config.seed)
+        yield Check(
+            name="leak",
+            column=name,
+            severity=severity,
+            passed=score < most,
+            observed=f"{figure} {score:.3f} from this column alone" if score >= most else "tells little by itself",
+            expected=f"{figure} below {most:g} from one column",
+        )
+
+
+def _drift(config: ModelConfig, frame: pd.DataFrame, reference: pd.DataFrame | None) -> Iterator[Check]:
+    """Distances of bounded samples; too few rows on a side say nothing, so nothing is reported then."""
+    if reference is None or min(len(frame), len(reference)) < MIN_ROWS:
+        return
+    method, threshold = config.monitoring.drift, config.monitoring.threshold
+    old = reference.sample(min(SAMPLE, len(reference)), random_state=config.seed)
+    new = frame.sample(min(SAMPLE, len(frame)), random_state=config.seed)
+    for name in _public(config):
+        severity = severity_of(config, "drift", name)
+        text = name in config.columns and config.columns[name].type == "text"
+        if severity is None or text or name not in old.columns:
+            continue
+        score = drift_score(method, old[name], new[name])
+        yield Check(
+            name="drift",
+            column=name,
+            severity=severity,
+            passed=score < threshold,
+            observed=f"{method} {score:.3f}",
+            expected=f"below {threshold:g}",
+        )
