@@ -32,7 +32,7 @@ def train_pipeline(
     training, test = split(parts["split"], frame)
     tuning = tune(parts["tune"], training)
     release = train(parts["train"], training, tuning, data_digest)
-    evaluation = evaluate(parts["evaluate"], release, test, report, champion)
+    evaluation = evaluate(parts["evaluate"], release, training, test, report, champion)
     return evaluation, package(parts["package"], release, evaluation)
 
 

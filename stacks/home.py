@@ -47,6 +47,7 @@ def use_home() -> Path:
     home.mkdir(parents=True, exist_ok=True)
     for name, value in environment(home).items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("MPLCONFIGDIR", str(home / "matplotlib"))  # else its font cache goes to the user's home
     (home / "mlflow").mkdir(exist_ok=True)
     return home
 
