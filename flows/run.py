@@ -39,7 +39,6 @@ def run_model(model: str, source: str | None, settings: Sequence[str], why: str,
 
         logs = use_logging(config.logging.level, config.logging.format)
         logs.bind(model=model)
-        ensure_active()
         return _inner_error(lambda: train(model, used.name, list(settings), why))
 
 
