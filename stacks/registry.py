@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
 from filelock import FileLock
 
@@ -63,6 +64,7 @@ class Loader:
 def tracking_uri() -> str:
     """The MLflow store of this process: `MLFLOW_TRACKING_URI`, which is given its default here."""
     use_home()
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     return os.environ["MLFLOW_TRACKING_URI"]
 
 
@@ -285,11 +287,35 @@ def _initialised(uri: str) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    with _lock("migrate"), _quietly():
+    with _lock("migrate"), _quietly(), _artifact_root():
         try:
             MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
         except MlflowException as error:
             raise refused("opening the MLflow store (MLFLOW_TRACKING_URI)", error) from error
+
+
+def artifact_root() -> str | None:
+    """Folder or URL of the artifacts; None for an MLflow server, which decides for itself."""
+    if urlparse(tracking_uri()).scheme in ("http", "https"):
+        return None
+    return os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or str(home_dir() / "mlflow" / "artifacts")
+
+
+@contextmanager
+def _artifact_root() -> Iterator[None]:
+    """Have MLflow's first experiment put its artifacts where ours lie, not into the working directory.
+
+    Its store reads this variable only; left set, it would take this process for a server.
+    """
+    name, root = "_MLFLOW_SERVER_ARTIFACT_ROOT", artifact_root()
+    if root is None or name in os.environ:
+        yield
+        return
+    os.environ[name] = root
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 @contextmanager

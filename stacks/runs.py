@@ -1,17 +1,14 @@
 """Runs in MLflow, by explicit ids: the record of how a Release came to be."""
 
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from models.errors import WorkError, bounded
-from stacks.home import home_dir
-from stacks.registry import client, refused, tracking_uri
+from stacks.registry import artifact_root, client, refused
 
 PARENT_TAG = "mlflow.parentRunId"
 _PARAM_LIMIT = 500
@@ -193,11 +190,8 @@ def log_files(run_id: str, folder: Path, artifact_path: str) -> None:
 
 
 def _artifact_location(model: str) -> str | None:
-    """Where artifacts of an experiment lie; a server decides for itself."""
-    if urlparse(tracking_uri()).scheme in ("http", "https"):
-        return None
-    root = os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or str(home_dir() / "mlflow" / "artifacts")
-    return f"{root.rstrip('/')}/{model}"
+    root = artifact_root()
+    return f"{root.rstrip('/')}/{model}" if root else None
 
 
 def _text(value: Any) -> str:

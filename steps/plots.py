@@ -1,5 +1,6 @@
 """Pictures of an evaluation, as PNG files; no display and no global state of matplotlib is used."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,7 @@ def importance_plot(path: Path, importance: Mapping[str, float], metric: str) ->
 
 
 def _canvas(title: str, across: str, up: str) -> "tuple[Figure, Axes]":
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
