@@ -112,7 +112,7 @@ def report_of(config: ModelConfig, rows: int, checks: Iterable[Check]) -> Qualit
         more = f"; and {len(fatal) - NAMED} more" if len(fatal) > NAMED else ""
         advice = f'validation: {{severity: {{"{fatal[0].key}": warning}}}}'
         raise DataError(
-            f"the data of '{config.name}' failed {len(fatal)} critical of {len(every)} checks: {'; '.join(lines)}{more}. "
-            f"Correct the data or the bounds in models/{config.name}.yaml; a check that should only warn: `{advice}`"
+            f"the data of '{config.name}' failed {len(fatal)} critical of {len(every)} checks: {'; '.join(lines)}"
+            f"{more}. Correct the data or models/{config.name}.yaml; a check that should only warn: `{advice}`"
         )
     return report

@@ -67,12 +67,12 @@ def run_suite(config: ModelConfig, suite: list[Wanted], view: pd.DataFrame) -> l
     Raises:
         WorkError: Great Expectations itself failed on an expectation.
     """
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     import great_expectations as gx
     from great_expectations import expectations
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
-    for noisy in ("great_expectations", "great_expectations.data_context.types.base"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # its import set INFO
     graded = [(w, s) for w in suite if (s := severity_of(config, w.kind, _named(w.column))) is not None]
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
