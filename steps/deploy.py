@@ -35,6 +35,7 @@ ARTIFACT_FOLDER = "bento"
 SUMS = "gauntlet.json"
 INFO = "bento.yaml"
 _CREATED = re.compile(r"(?m)^creation_time: (.*)$")
+_BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 
 class Published(BaseModel):
@@ -140,8 +141,10 @@ def _locked(model: str) -> Iterator[Path]:
     draft.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(draft.with_name(f"{model}.lock")):
         shutil.rmtree(draft, ignore_errors=True)
-        yield store / model
-        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            yield store / model
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _draft_dir(folder: Path) -> Path:
@@ -235,7 +238,7 @@ def _point(folder: Path, champion: int, previous: int | None) -> bool:
     """Date the champion after every other Bento, the previous one just before it, and name it `latest`."""
     mine = [bento_version(v) for v in (previous, champion) if v is not None and (folder / bento_version(v)).is_dir()]
     others = [path for path in folder.iterdir() if path.is_dir() and path.name not in mine]
-    newest = max((_created(path) for path in others), default=datetime.min.replace(tzinfo=UTC))
+    newest = max((_created(path) for path in others), default=_BEGINNING)
     changed = False
     for version in mine:
         created = _created(folder / version)
@@ -254,15 +257,16 @@ def _created(bento: Path) -> datetime:
     """Creation time of a Bento; the beginning of time when it says none."""
     info = bento / INFO
     found = _CREATED.search(info.read_text(encoding="utf-8")) if info.is_file() else None
-    moment = yaml.safe_load(found[1]) if found else None
-    if not isinstance(moment, datetime):
-        return datetime.min.replace(tzinfo=UTC)
+    try:
+        moment = datetime.fromisoformat(str(yaml.safe_load(found[1]))) if found else _BEGINNING
+    except (ValueError, yaml.YAMLError):
+        return _BEGINNING
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _date(bento: Path, moment: datetime) -> None:
     text = (bento / INFO).read_text(encoding="utf-8")
-    _replace(bento / INFO, _CREATED.sub(f"creation_time: {moment.isoformat(sep=' ')}", text))
+    _replace(bento / INFO, _CREATED.sub(f"creation_time: '{moment.isoformat()}'", text))
 
 
 def _latest(folder: Path) -> str | None:

@@ -1,0 +1,346 @@
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.errors import WorkError
+from stacks import registry
+from stacks.ledger import Ledger, open_ledger
+from steps import promote as module
+from steps.deploy import bento_version, publish, store_dir
+from steps.promote import decide, repair, rollback
+from tests.steps.arena import Arena, against, config_of, evaluation_of, package_of, say, start_script
+
+
+@pytest.fixture
+def arena(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Arena:
+    """A model with three versions and a ledger of its own."""
+    monkeypatch.setenv("GAUNTLET_DATABASE", f"sqlite:///{tmp_path / 'ledger.db'}")
+    made = Arena(tmp_path, dict(os.environ))
+    made.add_versions(3)
+    return made
+
+
+def _decide(arena: Arena, version: int, evaluation: Any, **kwargs: Any) -> Any:
+    return decide(config_of(arena.model), evaluation, package_of(version, arena.model), **kwargs)
+
+
+def _crown(arena: Arena, *versions: int) -> None:
+    """Promote versions one after the other, each clearly better than the one before."""
+    champion = None
+    for version in versions:
+        score = 0.5 + version / 10
+        evaluation = (
+            against(champion, score - 0.1, score, arena.model, challenger={"accuracy": 0.9})
+            if champion
+            else evaluation_of(arena.model)
+        )
+        assert _decide(arena, version, evaluation).decision == "promoted"
+        publish(arena.model)
+        champion = version
+
+
+def _latest(arena: Arena) -> str:
+    return (store_dir() / arena.model / "latest").read_text()
+
+
+def _assert_agreed(arena: Arena, champion: int | None, previous: int | None) -> None:
+    """Ledger, aliases, states and `latest` say the same, and nothing is left to repair."""
+    ledger = open_ledger()
+    assert ledger.verify() == []
+    assert (ledger.champion(arena.model), ledger.previous(arena.model)) == (champion, previous)
+    wanted = {"champion": champion, "production": champion, "previous": previous}
+    assert registry.aliases(arena.model) == {alias: number for alias, number in wanted.items() if number}
+    states = ledger.standing(arena.model).states
+    tags = {v.number: v.tags.get("gauntlet.state") for v in registry.versions(arena.model)}
+    assert {number: tags[number] for number in states} == states
+    if champion:
+        assert _latest(arena) == bento_version(champion)
+    assert repair() == ()
+
+
+def test_a_promotion_is_in_ledger_aliases_tags_and_evidence(arena: Arena, tmp_path: Path) -> None:
+    verdict = _decide(arena, 1, evaluation_of(arena.model), why="the first", actor="ada")
+    assert (verdict.decision, verdict.sequence) == ("promoted", 1)
+    (entry,) = open_ledger().history(arena.model)
+    assert (entry.action, entry.version, entry.why, entry.actor) == ("promote", 1, "the first", "ada")
+    assert entry.payload["verdict"] == json.loads(verdict.model_dump_json(exclude={"sequence"}))
+    publish(arena.model)
+    _assert_agreed(arena, 1, None)
+    evidence = registry.fetch_file(arena.model, 1, "evidence/verdict-000001.json", tmp_path / "fetched")
+    assert json.loads(evidence.read_text()) == json.loads(verdict.model_dump_json())
+
+
+def test_losers_keep_their_evidence_and_are_archived(arena: Arena, tmp_path: Path) -> None:
+    _crown(arena, 1)
+    kept = _decide(arena, 2, against(1, 0.9, 0.9, arena.model))
+    rejected = _decide(arena, 3, against(1, 0.9, 0.1, arena.model))
+    assert (kept.decision, rejected.decision) == ("kept", "rejected")
+    publish(arena.model)
+    _assert_agreed(arena, 1, None)
+    for number, word, sequence in [(2, "kept", 2), (3, "rejected", 3)]:
+        tags = registry.version(arena.model, number).tags
+        assert tags["gauntlet.state"] == "archived"
+        assert tags["gauntlet.reason"].startswith(word)
+        path = f"evidence/verdict-{sequence:06d}.json"
+        evidence = json.loads(registry.fetch_file(arena.model, number, path, tmp_path).read_text())
+        assert [gate["name"] for gate in evidence["gates"]][:2] == ["smoke_test", "beats_dummy"]
+
+
+def test_what_waits_for_a_person_is_the_challenger(arena: Arena) -> None:
+    _crown(arena, 1)
+    assert _decide(arena, 2, evaluation_of(arena.model)).decision == "pending"
+    assert registry.aliases(arena.model) == {"champion": 1, "production": 1, "challenger": 2}
+    assert _decide(arena, 2, against(1, 0.5, 0.9, arena.model)).decision == "promoted"
+    publish(arena.model)
+    _assert_agreed(arena, 2, 1)
+
+
+def test_a_retry_of_the_same_request_gets_the_verdict_it_has(arena: Arena) -> None:
+    first = _decide(arena, 1, evaluation_of(arena.model), request="run-1")
+    assert _decide(arena, 1, evaluation_of(arena.model), request="run-1") == first
+    again = _decide(arena, 1, evaluation_of(arena.model), request="run-2")
+    assert (first.decision, again.decision) == ("promoted", "kept")
+    assert len(open_ledger().history(arena.model)) == 2
+
+
+def test_a_figure_that_is_no_number_is_no_json_in_the_ledger(arena: Arena) -> None:
+    evaluation = evaluation_of(arena.model, challenger={"accuracy": 0.9, "roc_auc": math.nan, "log_loss": math.inf})
+    _decide(arena, 1, evaluation)
+    assert open_ledger().history(arena.model)[0].payload["metrics"] == {"accuracy": 0.9}
+
+
+def test_a_champion_that_changes_while_judging_is_judged_anew(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    _crown(arena, 1)
+    judged: list[int | None] = []
+    real = module.judge
+
+    def overtaken(config: Any, evaluation: Any, package: Any, champion: int | None) -> Any:
+        if not judged:
+            open_ledger().append("promote", arena.model, 3, why="somebody else was faster")
+        judged.append(champion)
+        return real(config, evaluation, package, champion)
+
+    monkeypatch.setattr(module, "judge", overtaken)
+    verdict = _decide(arena, 2, against(1, 0.5, 0.9, arena.model))
+    assert judged == [1, 3]
+    assert (verdict.decision, verdict.champion) == ("pending", 3)
+    assert "v3 is champion now, but v1 was champion when it was evaluated" in verdict.reason
+
+
+PROMOTER = """
+import json, sys
+from steps.promote import decide
+from steps.deploy import publish
+from tests.steps.arena import against, config_of, package_of
+
+model, version = sys.argv[1], int(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+verdict = decide(config_of(model), against(1, 0.5, 0.9, model), package_of(version, model))
+publish(model)
+print(verdict.model_dump_json())
+"""
+
+
+def test_of_two_promotions_at_once_one_wins(arena: Arena) -> None:
+    _crown(arena, 1)
+    racers = [start_script(arena.folder, PROMOTER, arena.model, str(version)) for version in (2, 3)]
+    for racer in racers:
+        say(racer)
+    verdicts = [json.loads(racer.communicate(timeout=100)[0].splitlines()[-1]) for racer in racers]
+    assert sorted(verdict["decision"] for verdict in verdicts) == ["pending", "promoted"]
+    winner = next(verdict["version"] for verdict in verdicts if verdict["decision"] == "promoted")
+    loser = 5 - winner
+    assert registry.aliases(arena.model) == {
+        "champion": winner,
+        "production": winner,
+        "previous": 1,
+        "challenger": loser,
+    }
+    assert _latest(arena) == bento_version(winner)
+    assert repair() == ()
+    assert open_ledger().verify() == []
+
+
+# Each line it reads is done by a forked child, which kills itself right before its n-th write of any kind.
+MORTAL = """
+import json, os, signal, sys
+from pathlib import Path
+from mlflow import MlflowClient
+from stacks.ledger import Ledger
+from steps.deploy import publish
+from steps.promote import decide, rollback
+from tests.steps.arena import against, config_of, package_of
+import alembic.command, mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store
+
+WRITES = [(Ledger, "append"), (Path, "rename"), (Path, "replace")] + [
+    (MlflowClient, name)
+    for name in (
+        "set_registered_model_alias",
+        "delete_registered_model_alias",
+        "set_model_version_tag",
+        "log_model_artifacts",
+    )
+]
+
+def arm(nth):
+    left = [nth]
+    def mortal(real):
+        def write(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+        return write
+    for owner, name in WRITES:
+        setattr(owner, name, mortal(getattr(owner, name)))
+
+def work(model, action, version, champion):
+    if action == "promote":
+        decide(config_of(model), against(champion, 0.5, 0.9, model), package_of(version, model))
+        publish(model)
+    else:
+        rollback(model, version)
+
+print("ready", flush=True)
+for line in sys.stdin:
+    nth, *task = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            arm(nth)
+            work(*task)
+            code = 0
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture
+def mortal(arena: Arena) -> Iterator[Callable[[int, str, int, int], int]]:
+    """Does a change in a process that dies before its n-th write; its exit code."""
+    process = start_script(arena.folder, MORTAL)
+
+    def run(nth: int, action: str, version: int, champion: int) -> int:
+        say(process, json.dumps([nth, arena.model, action, version, champion]))
+        assert process.stdout is not None
+        return int(process.stdout.readline())
+
+    yield run
+    process.communicate(timeout=20)
+
+
+def test_a_promotion_killed_before_any_write_is_repaired(arena: Arena, mortal: Callable[..., int]) -> None:
+    _crown(arena, 1)
+    arena.add_versions(12)
+    champion, previous, nth, took_effect = 1, None, 0, 0
+    while True:
+        nth += 1
+        challenger = nth + 1
+        assert challenger <= arena.count, "a promotion has more writes than there are versions to try it with"
+        code = mortal(nth, "promote", challenger, champion)
+        assert code in (0, -signal.SIGKILL)
+        repair()
+        if open_ledger().champion(arena.model) == challenger:
+            took_effect += 1
+            champion, previous = challenger, champion
+        _assert_agreed(arena, champion, previous)
+        if code == 0:
+            break
+    assert nth > 8, "too few writes were seen for this to have been a promotion"
+    assert took_effect == nth - 1, "all but the kill before the ledger's entry must have taken effect"
+
+
+def test_a_rollback_killed_before_any_write_is_repaired(arena: Arena, mortal: Callable[..., int]) -> None:
+    _crown(arena, 1, 2)
+    pair, nth, took_effect = (2, 1), 0, 0
+    while True:
+        nth += 1
+        code = mortal(nth, "rollback", pair[1], pair[0])
+        assert code in (0, -signal.SIGKILL)
+        repair()
+        if open_ledger().champion(arena.model) == pair[1]:
+            took_effect += 1
+            pair = (pair[1], pair[0])
+        previous = open_ledger().previous(arena.model)
+        _assert_agreed(arena, pair[0], previous)
+        if code == 0:
+            break
+    assert nth > 5, "too few writes were seen for this to have been a rollback"
+    assert took_effect == nth - 1
+
+
+def test_repair_brings_back_what_somebody_changed(arena: Arena) -> None:
+    _crown(arena, 1, 2)
+    store = registry.client()
+    store.set_registered_model_alias(arena.model, "champion", "3")
+    store.delete_registered_model_alias(arena.model, "previous")
+    store.set_model_version_tag(arena.model, "2", "gauntlet.state", "archived")
+    (store_dir() / arena.model / "latest").write_text(bento_version(1))
+    done = repair(arena.model)
+    assert len(done) == 3, done
+    _assert_agreed(arena, 2, 1)
+
+
+def test_repair_goes_on_after_what_it_cannot_repair(arena: Arena) -> None:
+    _crown(arena, 1)
+    open_ledger().append("promote", "aardvark", 1)
+    (store_dir() / arena.model / "latest").unlink()
+    with pytest.raises(WorkError, match="aardvark"):
+        repair()
+    assert _latest(arena) == bento_version(1)
+
+
+def test_rollback_returns_to_the_previous_champion(arena: Arena) -> None:
+    _crown(arena, 1, 2, 3)
+    entry = rollback(arena.model, why="v3 was wrong about rain", actor="ada")
+    assert (entry.action, entry.version, entry.payload) == ("rollback", 2, {"from": 3})
+    assert (entry.why, entry.actor) == ("v3 was wrong about rain", "ada")
+    _assert_agreed(arena, 2, 1)
+    rollback(arena.model)
+    _assert_agreed(arena, 1, None)
+    rollback(arena.model, 3)
+    _assert_agreed(arena, 3, 1)
+
+
+def test_rollback_without_anywhere_to_go(arena: Arena) -> None:
+    with pytest.raises(WorkError, match="has no champion yet: there is nothing to roll back"):
+        rollback(arena.model)
+    _crown(arena, 1)
+    with pytest.raises(WorkError, match=r"v1 of .* has no champion before it: there is nothing to roll back to"):
+        rollback(arena.model)
+    _decide(arena, 2, against(1, 0.5, 0.9, arena.model))
+    with pytest.raises(WorkError, match=r"v2 is the champion of .* already"):
+        rollback(arena.model, 2)
+    with pytest.raises(WorkError, match=r"v3 was never champion of .*; roll back to one that was: v1"):
+        rollback(arena.model, 3)
+    open_ledger().append("retire", arena.model, 1)
+    with pytest.raises(WorkError, match=r"v1 of .* is retired"):
+        rollback(arena.model, 1)
+    assert open_ledger().champion(arena.model) == 2
+
+
+def test_rollback_to_what_cannot_be_served_changes_nothing(arena: Arena) -> None:
+    _crown(arena, 1, 2)
+    registry.delete_version(arena.model, 1)
+    before = open_ledger().history(arena.model)
+    with pytest.raises(WorkError, match="has no version 1"):
+        rollback(arena.model)
+    assert open_ledger().history(arena.model) == before
+    assert _latest(arena) == bento_version(2)
+
+
+def test_other_models_in_the_same_ledger_are_left_alone(arena: Arena) -> None:
+    _crown(arena, 1)
+    ledger: Ledger = open_ledger()
+    ledger.append("promote", "other", 7)
+    _decide(arena, 2, against(1, 0.5, 0.9, arena.model))
+    assert ledger.champion("other") == 7
