@@ -216,8 +216,9 @@ def _defined(content: bytes) -> bytes:
     if {"left_child", "missing_go_to_left"} <= set(array.dtype.names):
         clean["missing_go_to_left"][clean["left_child"] == -1] = 0
     buffer = io.BytesIO()
-    np.save(buffer, clean, allow_pickle=False)
-    return buffer.getvalue()
+    # Not np.save: it copies through a buffer of its own, whose padding it leaves as it finds it.
+    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(clean))
+    return buffer.getvalue() + clean.tobytes()
 
 
 def _parameters(estimator: Any) -> dict[str, Any]:

@@ -1,0 +1,181 @@
+"""What the service takes and answers: pydantic classes made from a Release's schema, shown in its OpenAPI."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    Strict,
+    WithJsonSchema,
+    create_model,
+)
+from pydantic_core import PydanticCustomError
+
+from bentos.schema import Schema
+from models.config import Column
+
+Variant = Literal["champion", "canary", "shadow"]
+
+
+class Message(BaseModel):
+    """A body of JSON: unknown fields are refused, types are not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Flag(Message):
+    """Something unusual about an input that was answered all the same."""
+
+    column: str
+    reason: str
+
+
+class Answer(Message):
+    """The answer to one row."""
+
+    prediction: str | float = Field(description="The class, or the number.")
+    probability: float | None = Field(
+        None, description="Of the positive class where there are two, of the predicted one where there are more."
+    )
+    probabilities: dict[str, float] | None = Field(None, description="By class; absent for regression.")
+    risk: str | None = Field(None, description="Level of the probability, where the model has levels.")
+    model: str
+    version: int
+    variant: Variant
+    prediction_id: str
+    flags: list[Flag]
+
+
+class BatchAnswer(Message):
+    """The answers to a batch, in its order."""
+
+    predictions: list[Answer]
+
+
+class Health(Message):
+    """Which version answers, and since when."""
+
+    status: Literal["ok"]
+    model: str
+    version: int
+    variant: Variant
+    since: str = Field(description="When this process began to serve it; ISO 8601, UTC.")
+    digest: str = Field(description="The Release digest.")
+
+
+class Fault(Message):
+    """One thing that is wrong with a request: where and why, never the value."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class Refusal(Message):
+    """The body of a 4xx answer."""
+
+    detail: list[Fault]
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The request classes of one model.
+
+    Attributes:
+        features: `<Model>Features`: one field a column, in the order of the schema's inputs.
+        single: `<Model>Request`: `{"features": {...}}`.
+        batch: `<Model>Batch`: `{"instances": [{...}, ...]}`.
+    """
+
+    features: type[BaseModel]
+    single: type[BaseModel]
+    batch: type[BaseModel]
+
+
+def requests_of(schema: Schema, max_batch: int) -> Requests:
+    """Make the request classes of a model.
+
+    Ranges and categories are shown here and enforced by `bentos.inputs.examine`, on the typed frame: whether 0 is a
+    pressure out of range or a missing one is known there only.
+    """
+    prefix = "".join(part.capitalize() for part in schema.model.split("_"))
+    fields: dict[str, Any] = {}
+    for position, (name, column) in enumerate(schema.inputs.items()):
+        # A column may be named anything; a field may not. Outside they carry the column's name.
+        fields[f"field_{position}"] = _field(name, column)
+    features = create_model(f"{prefix}Features", __base__=Message, __doc__=f"A row for {schema.model}.", **fields)
+    single = create_model(
+        f"{prefix}Request", __base__=Message, __doc__="One row to answer.", features=(features, Field())
+    )
+    instances = Annotated[list[features], FailFast(), Field(min_length=1, max_length=max_batch)]  # type: ignore[valid-type]
+    batch = create_model(f"{prefix}Batch", __base__=Message, __doc__="Rows to answer.", instances=(instances, Field()))
+    return Requests(features, single, batch)
+
+
+def row_of(features: BaseModel) -> list[Any]:
+    """Values of a `<Model>Features` in the order of the schema's inputs."""
+    return list(features.__dict__.values())
+
+
+def _field(name: str, column: Column) -> tuple[Any, Any]:
+    shown = _shown(column)
+    typed: Any = _TYPES[column.type]
+    may_miss = column.missing > 0
+    described = Field(default=None if may_miss else ..., alias=name, title=name, description=_description(column))
+    typed = Annotated[typed, WithJsonSchema(shown)]
+    return (typed | None if may_miss else typed), described
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise PydanticCustomError("scalar_type", "Input should be a text, a number or a boolean")
+
+
+_NUMBER = Annotated[float, Strict(), AllowInfNan(False)]
+_TYPES: Mapping[str, Any] = {
+    "number": _NUMBER,
+    "integer": _NUMBER,
+    "boolean": Annotated[bool, Strict()],
+    "category": Annotated[Any, BeforeValidator(_scalar)],
+    "text": Annotated[str, Strict()],
+    "datetime": Annotated[str, Strict()],
+}
+
+
+def _shown(column: Column) -> dict[str, Any]:
+    """JSON Schema of a present value."""
+    if column.type == "datetime":
+        return {"type": "string"} | ({} if column.format else {"format": "date-time"})
+    if column.type == "category":
+        any_value: dict[str, Any] = {"type": ["string", "number", "boolean"]}
+        if column.categories is None:
+            return any_value
+        known = {"enum": list(column.categories)}
+        return known if column.on_unseen == "reject" else {"anyOf": [known, any_value]}
+    shown: dict[str, Any] = {"type": "string" if column.type == "text" else column.type}
+    if column.range is None:
+        return shown
+    if column.on_range == "flag":
+        return shown | {"x-range": list(column.range)}
+    bounded = shown | {"minimum": column.range[0], "maximum": column.range[1]}
+    markers = [m for m in column.missing_values if isinstance(m, int | float) and not isinstance(m, bool)]
+    return {"anyOf": [bounded, {"enum": markers, "description": "means missing"}]} if markers else bounded
+
+
+def _description(column: Column) -> str | None:
+    notes = [column.description] if column.description else []
+    if column.range is not None and column.on_range == "flag":
+        notes.append(f"outside {column.range[0]:g} to {column.range[1]:g} the answer carries a flag")
+    if column.categories is not None and column.on_unseen == "flag":
+        notes.append("another category is answered with a flag")
+    if column.format:
+        notes.append(f"a date of the form {column.format}")
+    return "; ".join(notes) or None
