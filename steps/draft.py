@@ -16,6 +16,7 @@ import yaml
 import models.config
 from models.config import MISSING, FileSource, Layer, Validation, read_yaml, resolve
 from models.errors import DataError
+from steps.ingest import ingest_frame
 from steps.leak import told_alone
 from steps.look import Look, bounds, date_parts, look_at
 from steps.read import (
