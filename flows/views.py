@@ -172,8 +172,15 @@ def print_history(model: str, at: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"model": model, "entries": [asdict(entry) for entry in entries]})
         return
-    rows = [(e.sequence, f"{e.time:%Y-%m-%d %H:%M:%S}", e.actor, e.action, f"v{e.version}", e.why) for e in entries]
-    table(f"{model}: ledger", ("#", "time (UTC)", "actor", "action", "version", "why"), rows)
+    rows = [
+        (e.sequence, f"{e.time:%Y-%m-%d %H:%M:%S}", e.actor, e.action, f"v{e.version}", e.why, _verdict_reason(e))
+        for e in entries
+    ]
+    table(f"{model}: ledger", ("#", "time (UTC)", "actor", "action", "version", "why", "verdict"), rows)
+
+
+def _verdict_reason(entry: Any) -> str:
+    return str(entry.payload.get("verdict", {}).get("reason", ""))
 
 
 def print_rollback(result: Mapping[str, Any], as_json: bool) -> None:
