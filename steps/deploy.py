@@ -28,6 +28,7 @@ from models.errors import WorkError
 from stacks import registry
 from stacks.home import use_home
 from stacks.ledger import open_ledger
+from steps.build import bento_version
 from steps.verdict import Verdict
 
 LOG = logging.getLogger(__name__)
@@ -55,11 +56,6 @@ class Published(BaseModel):
     tag: str | None
     imported: bool = False
     changed: bool = False
-
-
-def bento_version(version: int) -> str:
-    """A version as BentoML knows it: six digits, since BentoML falls back to matching by prefix."""
-    return f"{version:06d}"
 
 
 def bento_file(model: str, version: int) -> str:

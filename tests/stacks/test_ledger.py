@@ -17,7 +17,7 @@ from stacks import ledger as module
 from stacks.home import clone_dir, home_dir
 from stacks.ledger import GENESIS, REVISION, UNSET, Conflict, Ledger, current_actor, database_url, open_ledger
 
-POSTGRES = os.environ.get("GAUNTLET_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/test")
+POSTGRES = os.environ.get("TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/test")
 
 
 def _postgres_schema() -> Iterator[str]:
@@ -29,7 +29,7 @@ def _postgres_schema() -> Iterator[str]:
     except sa.exc.OperationalError:
         if os.environ.get("GAUNTLET_REQUIRE_SERVICES") == "1":
             raise
-        pytest.skip("no PostgreSQL answers: set GAUNTLET_TEST_POSTGRES")
+        pytest.skip("no PostgreSQL answers: set TEST_POSTGRES")
     yield f"{POSTGRES}?options=-csearch_path%3D{name}"
     with engine.begin() as connection:
         connection.execute(sa.text(f"DROP SCHEMA {name} CASCADE"))
@@ -179,7 +179,7 @@ def test_sqlite_refuses_to_replace_an_entry(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "ledger.db") as connection, pytest.raises(sqlite3.IntegrityError, match="append"):
         connection.execute(
             "INSERT OR REPLACE INTO ledger "
-            "SELECT sequence, previous, hash, time, actor, action, model, 9, why, payload FROM ledger WHERE sequence = 2"
+            "SELECT sequence, previous, hash, time, actor, action, model, 9, why, payload FROM ledger WHERE version = 2"
         )
     assert ledger.champion("wine") == 2
 

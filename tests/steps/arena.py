@@ -12,7 +12,8 @@ from typing import Any
 from models.config import ModelConfig
 from stacks import registry
 from stacks.home import clone_dir
-from steps.deploy import ARTIFACT_FOLDER, bento_file, bento_version
+from steps.build import bento_version
+from steps.deploy import ARTIFACT_FOLDER, bento_file
 from steps.evaluate import Evaluation
 from steps.package import Package
 

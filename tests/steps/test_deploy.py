@@ -15,7 +15,8 @@ import pytest
 from models.errors import WorkError
 from stacks import registry
 from stacks.ledger import open_ledger
-from steps.deploy import bento_file, bento_version, delete_bento, faults, publish, stage, store_dir
+from steps.build import bento_version
+from steps.deploy import bento_file, delete_bento, faults, publish, stage, store_dir
 from steps.promote import repair, rollback
 from tests.steps.arena import Arena, say, start_script
 

@@ -12,7 +12,8 @@ from models.errors import WorkError
 from stacks import registry
 from stacks.ledger import Ledger, open_ledger
 from steps import promote as module
-from steps.deploy import bento_version, publish, store_dir
+from steps.build import bento_version
+from steps.deploy import publish, store_dir
 from steps.promote import decide, repair, rollback
 from tests.steps.arena import Arena, against, config_of, evaluation_of, package_of, say, start_script
 
