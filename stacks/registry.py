@@ -6,6 +6,7 @@ autologging are never used. The store is `MLFLOW_TRACKING_URI` (see `stacks.home
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -125,7 +126,7 @@ def register(
                 model_id=model_id,
                 tags={**(tags or {}), DIGEST_TAG: digest},
             )
-        except MlflowException as error:
+        except (MlflowException, OSError) as error:
             raise refused(f"registering a Release of '{model}'", error) from error
     return int(created.version)
 
@@ -255,7 +256,7 @@ def log_file(model: str, number: int, path: Path, folder: str) -> str:
             # A folder of its own: the client logs folders of a logged model, not single files.
             (Path(staged) / path.name).symlink_to(path.absolute())
             client().log_model_artifacts(model_id, staged, folder)
-        except MlflowException as error:
+        except (MlflowException, OSError) as error:
             raise refused(f"storing {path.name} with version {number} of '{model}'", error) from error
     return f"models:/{model}/{number}/{folder}/{path.name}"
 
@@ -286,11 +287,12 @@ def delete_version(model: str, number: int) -> None:
 def _initialised(uri: str) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     with _lock("migrate"), _quietly(), _artifact_root():
         try:
             MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
-        except MlflowException as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             raise refused("opening the MLflow store (MLFLOW_TRACKING_URI)", error) from error
 
 
@@ -340,8 +342,9 @@ def _lock(name: str) -> FileLock:
 
 
 def refused(doing: str, error: Exception) -> WorkError:
-    """What a user is told when MLflow refused, in bounded text."""
-    return WorkError(f"{doing} failed: MLflow said: {bounded(' '.join(str(error).split()), 500)}")
+    """What a user is told when MLflow refused, in bounded text without the credentials of a URL."""
+    said = re.sub(r"//[^/\s]*@", "//…@", " ".join(str(error).split()))
+    return WorkError(f"{doing} failed: MLflow said: {bounded(said, 500)}")
 
 
 def _ensure_registered_model(store: "MlflowClient", model: str) -> None:

@@ -14,7 +14,7 @@ import bentos
 import models
 from bentos.release import Release
 from bentos.schema import Schema
-from stacks import registry
+from stacks import registry, runs
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -45,7 +45,8 @@ def register_release(release: Path, run_id: str, tags: Mapping[str, str] | None 
             requirements=requirements_of(opened),
         )
         model = opened.config.name
-        return registry.register(model, release, digest=opened.digest, run_id=run_id, loader=loader, tags=tags)
+        known = runs.same_run(model, run_id)
+        return registry.register(model, release, digest=opened.digest, run_id=known, loader=loader, tags=tags)
 
 
 def signature_of(schema: Schema) -> "ModelSignature":

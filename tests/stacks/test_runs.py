@@ -1,0 +1,73 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from models.errors import WorkError
+from stacks import registry, runs
+
+
+def test_fifty_trials_are_recorded_in_little_time() -> None:
+    parent = runs.start_run("fifty", {"gauntlet.data_digest": "d"})
+    params = {"family": "xgboost", "max_depth": 3, "learning_rate": 0.1, "n_estimators": 50}
+    attempts = [
+        runs.Attempt(f"trial-{n:03d}", params, {"cv_accuracy": n / 50}, started=1_000.0 + n, seconds=0.5)
+        for n in range(50)
+    ]
+    started = time.perf_counter()
+    runs.log_attempts(parent, attempts)
+    taken = time.perf_counter() - started
+    store = registry.client()
+    found = store.search_runs([runs.experiment_id("fifty")], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=100)
+    assert sorted(run.data.metrics["cv_accuracy"] for run in found) == [n / 50 for n in range(50)]
+    assert {run.data.params["max_depth"] for run in found} == {"3"}
+    assert {(run.info.end_time - run.info.start_time, run.info.status) for run in found} == {(500, "FINISHED")}
+    assert taken < 5, f"{taken:.1f} s for 50 nested runs"
+
+
+def test_a_failed_attempt_says_why_in_bounded_text() -> None:
+    parent = runs.start_run("failed")
+    runs.log_attempts(parent, [runs.Attempt("trial-000", {"C": -1}, {}, 1.0, 0.1, failure="x" * 9_000)])
+    (run,) = registry.client().search_runs([runs.experiment_id("failed")], "tags.`mlflow.parentRunId` != ''")
+    assert run.info.status == "FAILED"
+    assert 100 < len(run.data.tags["gauntlet.failure"]) <= 500
+
+
+def test_a_run_can_be_written_to_twice(tmp_path: Path) -> None:
+    run_id = runs.start_run("twice")
+    runs.finish_run(run_id)
+    (tmp_path / "a.txt").write_text("a")
+    for value in (1.0, 2.0):
+        runs.log_run(run_id, params={"seed": value}, metrics={"m": value}, tags={"t": str(value)})
+        runs.log_files(run_id, tmp_path, "evaluation")
+        runs.log_dataset(run_id, name="x", digest="d" * 64, schema={"a": "number"}, rows=3, context="training")
+    run = registry.client().get_run(run_id)
+    assert (run.data.params["seed"], run.data.metrics["m"], run.data.tags["t"]) == ("1.0", 2.0, "2.0")
+    assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
+    assert [file.path for file in registry.client().list_artifacts(run_id, "evaluation")] == ["evaluation/a.txt"]
+
+
+def test_a_run_of_another_store_is_replaced() -> None:
+    run_id = runs.start_run("same")
+    assert runs.same_run("same", run_id) == run_id
+    other = runs.same_run("same", "0" * 32)
+    run = registry.client().get_run(other)
+    assert (run.data.tags["gauntlet.replaces"], run.info.status) == ("0" * 32, "FINISHED")
+
+
+def test_a_deleted_experiment_is_restored() -> None:
+    first = runs.experiment_id("restored")
+    registry.client().delete_experiment(first)
+    assert runs.experiment_id("restored") == first
+    runs.start_run("restored")
+
+
+def test_artifacts_lie_in_the_home(home: Path) -> None:
+    experiment = registry.client().get_experiment(runs.experiment_id("placed"))
+    assert Path(experiment.artifact_location).is_relative_to(home)
+    assert Path(registry.client().get_experiment("0").artifact_location).is_relative_to(home)
+
+
+def test_what_mlflow_refuses_is_said() -> None:
+    with pytest.raises(WorkError, match="MLflow said"):
+        runs.log_run("0" * 32, metrics={"m": 1.0})
