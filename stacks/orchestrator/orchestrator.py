@@ -1,29 +1,20 @@
 """The orchestrator: a ZenML run as a Prefect flow run, its steps as task runs, one after another in this process."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from prefect import Flow, Task, get_client
-from prefect import tags as prefect_tags
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskRunFilter, TaskRunFilterTags
-from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
-from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectNotFound
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-    PREFECT_HOME,
-    PREFECT_UI_URL,
-    temporary_settings,
-)
+from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.states import Completed
 from zenml.client import Client
 from zenml.config.base_settings import BaseSettings
+from zenml.config.global_config import GlobalConfiguration
 from zenml.constants import METADATA_ORCHESTRATOR_RUN_ID, METADATA_ORCHESTRATOR_URL
 from zenml.enums import ExecutionMode, ExecutionStatus
 from zenml.exceptions import RunInterruptedException, RunStoppedException
@@ -32,19 +23,31 @@ from zenml.execution.step.utils import launch_step
 from zenml.logger import get_logger
 from zenml.metadata.metadata_types import MetadataType, Uri
 from zenml.models import PipelineRunUpdate
-from zenml.orchestrators import BaseOrchestrator, SubmissionResult
+from zenml.orchestrators import BaseOrchestrator, SubmissionResult, publish_utils
+from zenml.steps.heartbeat import StepHeartBeatTerminationException
 from zenml.utils.env_utils import temporary_environment
 
 from stacks.orchestrator.flavor import PrefectOrchestratorConfig, PrefectOrchestratorSettings
-from stacks.orchestrator.server import ensure_server, public_url
+from stacks.orchestrator.flow_run import (
+    StepStates,
+    TaskPolicy,
+    current_flow_run_id,
+    flow_run_url,
+    in_flow_run,
+    mark_crashed,
+    prefect_api,
+    read_states,
+)
+from stacks.orchestrator.running import bury, marked, process_of
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
-    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
+    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, StepRunResponse
     from zenml.stack import Stack
 
 logger = get_logger(__name__)
 
+STOPS = (RunStoppedException, RunInterruptedException, StepHeartBeatTerminationException)
 STATUS = {
     StateType.COMPLETED: ExecutionStatus.COMPLETED,
     StateType.FAILED: ExecutionStatus.FAILED,
@@ -128,21 +131,42 @@ class PrefectOrchestrator(BaseOrchestrator):
             RuntimeError: The snapshot has a schedule, or steps failed in a mode that goes on after failures.
             BaseException: What the failed step raised, in fail-fast mode.
         """
-        if snapshot.schedule:
-            raise RuntimeError(
-                "the prefect orchestrator runs pipelines in the calling process and takes no ZenML schedule; "
-                "schedule a Prefect deployment of a flow that calls the pipeline instead"
-            )
         settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
 
         def work() -> None:
-            with _claimed(snapshot, placeholder_run):
-                self._run_pipeline(snapshot, step_environments, settings)
+            self.run_init_hook(snapshot=snapshot)
+            try:
+                with setup_execution_context():
+                    self._run_steps(snapshot, step_environments, settings)
+            finally:
+                self.run_cleanup_hook(snapshot=snapshot)
 
-        name = snapshot.pipeline_configuration.name
-        run_tags = [*settings.tags, *([str(placeholder_run.id)] if placeholder_run else [])]
-        _in_flow_run(work, name, placeholder_run.name if placeholder_run else name, run_tags)
-        return SubmissionResult()
+        return self._execute(snapshot, placeholder_run, settings, work)
+
+    def submit_dynamic_pipeline(
+        self,
+        snapshot: "PipelineSnapshotResponse",
+        stack: "Stack",  # noqa: ARG002
+        environment: dict[str, str],
+        placeholder_run: "PipelineRunResponse | None" = None,
+    ) -> SubmissionResult:
+        """Run a dynamic pipeline to its end; ZenML's own runner decides what runs when, in threads where it likes.
+
+        Returns:
+            A result with nothing to wait for.
+
+        Raises:
+            BaseException: What made the run fail.
+        """
+        from stacks.orchestrator.dynamic import TaskRunRunner
+
+        settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
+
+        def work() -> None:
+            with temporary_environment(environment):
+                TaskRunRunner(snapshot, placeholder_run, self, settings.log_prints).run_pipeline()
+
+        return self._execute(snapshot, placeholder_run, settings, work)
 
     def fetch_status(
         self, run: "PipelineRunResponse", include_steps: bool = False
@@ -157,73 +181,85 @@ class PrefectOrchestrator(BaseOrchestrator):
         """
         if not run.orchestrator_run_id:
             raise RuntimeError(f"run '{run.name}' has no orchestrator run id: it was not submitted")
-        flow_run_id = UUID(run.orchestrator_run_id.partition(".")[0])
-        with _prefect_api(), get_client(sync_client=True) as client:
+        with prefect_api():
             try:
-                flow_run = client.read_flow_run(flow_run_id)
-            except ObjectNotFound:
-                raise RuntimeError(f"Prefect has no flow run {flow_run_id}, which run '{run.name}' names") from None
-            task_runs = client.read_task_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
-                task_run_filter=TaskRunFilter(tags=TaskRunFilterTags(all_=[str(run.id)])),
-            )
-        steps = {task_run.name: _status(task_run.state) for task_run in task_runs} if include_steps else None
-        return _run_status(flow_run, task_runs, run), steps
+                state, tasks = read_states(_flow_run_id(run.orchestrator_run_id))
+            except LookupError as error:
+                raise RuntimeError(f"{error}, which run '{run.name}' names") from None
+        own = [task for task in tasks if str(run.id) in task.tags]
+        steps = {task.name: _status(task.state) for task in own} if include_steps else None
+        return _run_status(run, state, own), steps
 
-    def _run_pipeline(
+    def _stop_run_forcefully(self, pipeline_run: "PipelineRunResponse") -> None:
+        """Interrupt the process that executes the run; ZenML's signal handler then ends the step."""
+        process = process_of(_running_folder(), str(pipeline_run.id))
+        if process is None:
+            raise RuntimeError(f"run '{pipeline_run.name}' is not being executed on this machine")
+        os.kill(process, signal.SIGINT)
+
+    def _execute(
         self,
         snapshot: "PipelineSnapshotResponse",
-        environments: dict[str, dict[str, str]],
+        run: "PipelineRunResponse | None",
         settings: PrefectOrchestratorSettings,
-    ) -> None:
-        self.run_init_hook(snapshot=snapshot)
-        try:
-            with setup_execution_context():
-                self._run_steps(snapshot, environments, settings)
-        finally:
-            self.run_cleanup_hook(snapshot=snapshot)
+        work: Callable[[], None],
+    ) -> SubmissionResult:
+        if snapshot.schedule:
+            raise RuntimeError(
+                "the prefect orchestrator runs pipelines in the calling process and takes no ZenML schedule; "
+                "schedule a Prefect deployment of a flow that calls the pipeline instead"
+            )
+
+        def claimed_work() -> None:
+            with _claimed(snapshot, run):
+                work()
+
+        name = snapshot.pipeline_configuration.name
+        tags = [*settings.tags, *([str(run.id)] if run else [])]
+        with prefect_api():
+            _bury_dead_runs()
+            in_flow_run(claimed_work, name, run.name if run else name, tags)
+        return SubmissionResult()
 
     def _run_steps(
         self,
         snapshot: "PipelineSnapshotResponse",
-        environments: dict[str, dict[str, str]],
+        environments: Mapping[str, dict[str, str]],
         settings: PrefectOrchestratorSettings,
     ) -> None:
         mode = snapshot.pipeline_configuration.execution_mode
-        states: dict[str, State[Any]] = {}
-        failed: list[str] = []
+        states = StepStates()
+        failed: dict[str, Exception] = {}
         skipped: set[str] = set()
         for name, step in snapshot.step_configurations.items():
             blocked = [other for other in step.spec.upstream_steps if other in skipped or other in failed]
             if blocked or (failed and mode == ExecutionMode.STOP_ON_FAILURE):
-                reason = ", ".join(blocked or failed)
-                logger.warning("Skipping step %s: %s failed or was skipped (%s).", name, reason, mode)
+                logger.warning("Skipping step %s after failed or skipped %s.", name, ", ".join(blocked or failed))
                 skipped.add(name)
                 continue
-            upstream = [states[other] for other in step.spec.upstream_steps if other in states]
             try:
                 with temporary_environment(environments[name]):
-                    states[name] = self._run_as_task(snapshot, name, step, upstream, settings)
-            except Exception:
+                    self._run_step_as_task(snapshot, name, step, states, settings)
+            except STOPS:
+                raise
+            except Exception as error:
                 if mode == ExecutionMode.FAIL_FAST:
                     raise
-                logger.exception("Step %s failed.", name)
-                failed.append(name)
+                failed[name] = error
         if failed:
-            raise RuntimeError(f"Pipeline run has failed due to failure in step(s): {', '.join(failed)}")
+            first = next(iter(failed.values()))
+            reason = f"{type(first).__name__}: {str(first)[:500]}"
+            raise RuntimeError(f"Pipeline run has failed in step(s) {', '.join(failed)}: {reason}") from first
 
-    def _run_as_task(
+    def _run_step_as_task(
         self,
         snapshot: "PipelineSnapshotResponse",
         name: str,
         step: "Step",
-        upstream: Sequence[State[Any]],
+        states: StepStates,
         settings: PrefectOrchestratorSettings,
-    ) -> State[Any]:
-        """Run one step as a task run and return its final state; raises what the step raised."""
-        raised: list[BaseException] = []
-
-        def run_step() -> State[Any] | None:
+    ) -> None:
+        def launch() -> State[Any] | None:
             try:
                 step_run = launch_step(
                     snapshot=snapshot,
@@ -231,64 +267,61 @@ class PrefectOrchestrator(BaseOrchestrator):
                     orchestrator_run_id=self.get_orchestrator_run_id(),
                     retry=not self.config.handles_step_retries,
                 )
-            except BaseException as error:
-                raised[:] = [error]
+            except Exception as error:
+                if isinstance(error, STOPS):
+                    _end_retries(snapshot, name)
                 raise
-            if step_run.status == ExecutionStatus.CACHED:
-                return Completed(name="Cached", message="ZenML took the outputs of an earlier run")
-            return None
+            except BaseException:
+                _end_retries(snapshot, name)
+                raise
+            return final_state(step_run)
 
-        task = _task(run_step, f"{snapshot.pipeline_configuration.name}.{name}", name, step, settings)
-        state: State[Any] = task(return_state=True, wait_for=upstream)
-        if not state.is_completed():
-            raise raised[0] if raised else RuntimeError(f"step {name}: {state.message}")
-        return state
+        policy = TaskPolicy(_delays(step), settings.log_prints, STOPS)
+        states.run(name, task_key(snapshot, name), step.spec.upstream_steps, launch, policy)
 
 
-def _task(
-    function: Callable[[], State[Any] | None],
-    key: str,
-    name: str,
-    step: "Step",
-    settings: PrefectOrchestratorSettings,
-) -> "Task[[], State[Any] | None]":
+def task_key(snapshot: "PipelineSnapshotResponse", step_name: str) -> str:
+    """What Prefect recognises a step by, over runs."""
+    return f"{snapshot.pipeline_configuration.name}.{step_name}"
+
+
+def final_state(step_run: "StepRunResponse") -> State[Any] | None:
+    """The state that a finished step gives its task run; None for Prefect's own."""
+    if step_run.status == ExecutionStatus.CACHED:
+        return Completed(name="Cached", message="ZenML took the outputs of an earlier run")
+    return None
+
+
+def _delays(step: "Step") -> list[float]:
     retry = step.config.retry
-    retries = retry.max_retries if retry else 0
-    task = Task(
-        function,
-        name=name,
-        task_run_name=name.replace("{", "{{").replace("}", "}}"),
-        retries=retries,
-        retry_delay_seconds=[retry.delay * retry.backoff**i for i in range(retries)] if retry and retry.delay else 0,
-        retry_condition_fn=_may_retry,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        log_prints=settings.log_prints,
-    )
-    # Prefect derives the key from the function's code, which is the same for all steps.
-    task.task_key = key
-    return task
+    return [retry.delay * retry.backoff**attempt for attempt in range(retry.max_retries)] if retry else []
 
 
-def _may_retry(task: "Task[..., Any]", task_run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
-    """Whether a failed step is tried again: not when somebody stopped it."""
-    return not isinstance(state.data, (RunStoppedException, RunInterruptedException))
+def _end_retries(snapshot: "PipelineSnapshotResponse", step_name: str) -> None:
+    """Stop a step that ZenML holds for one that is about to be retried, when the run was interrupted instead."""
+    steps = Client().list_run_steps(name=step_name, snapshot_id=snapshot.id, status=ExecutionStatus.RETRYING)
+    for step_run in steps.items:
+        # ZenML turns a failure into "retrying" as long as retries are left.
+        publish_utils.publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPED)
 
 
 @contextmanager
 def _claimed(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse | None") -> Iterator[None]:
     """Give the ZenML run its orchestrator run id, for as long as it is executed here."""
-    context = FlowRunContext.get()
-    assert context is not None and context.flow_run is not None
-    run_id = str(context.flow_run.id)
+    flow_run_id = current_flow_run_id()
+    assert flow_run_id is not None
+    run_id = str(flow_run_id)
     if run and _id_taken(snapshot, run_id):
         run_id = f"{run_id}.{run.id}"
-    url = f"{PREFECT_UI_URL.value()}/runs/flow-run/{context.flow_run.id}"
-    token = _active.set(_Active(run_id, url))
+    token = _active.set(_Active(run_id, flow_run_url(flow_run_id)))
     try:
-        if run:
-            Client().zen_store.update_run(run.id, PipelineRunUpdate(orchestrator_run_id=run_id))
-        yield
+        if run is None:
+            yield
+            return
+        Client().zen_store.update_run(run.id, PipelineRunUpdate(orchestrator_run_id=run_id))
+        facts = {"zenml_run_id": str(run.id), "flow_run_id": str(flow_run_id)}
+        with marked(_running_folder(), str(run.id), facts):
+            yield
     finally:
         _active.reset(token)
 
@@ -296,49 +329,38 @@ def _claimed(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse | N
 def _id_taken(snapshot: "PipelineSnapshotResponse", run_id: str) -> bool:
     """Whether the same snapshot already ran in this flow run: ZenML wants (snapshot, run id) to be unique."""
     runs = Client().list_pipeline_runs(snapshot_id=snapshot.id, orchestrator_run_id=run_id, size=1, hydrate=False)
-    return runs.total > 0
+    return bool(runs.total > 0)
 
 
-def _in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequence[str]) -> None:
-    """Call `work` inside the current flow run, or inside one of its own when there is none."""
-    context = FlowRunContext.get()
-    with prefect_tags(*tags), _prefect_api():
-        if context and context.flow_run:
-            with get_client(sync_client=True) as client:
-                known = client.read_flow_run(context.flow_run.id).tags
-                client.update_flow_run(context.flow_run.id, tags=sorted({*known, *tags}))
-            work()
-            return
-        flow = Flow(
-            work,
-            name=_allowed(name),
-            flow_run_name=lambda: run_name,
-            version="zenml",
-            retries=0,
-            validate_parameters=False,
-            persist_result=False,
-            log_prints=False,
-        )
-        flow()
+def _flow_run_id(orchestrator_run_id: str) -> UUID:
+    return UUID(orchestrator_run_id.partition(".")[0])
 
 
-def _allowed(name: str) -> str:
-    """The name without the characters that Prefect refuses."""
-    return "".join("-" if character in "/%&<>" else character for character in name)
+def _running_folder() -> Path:
+    return Path(GlobalConfiguration().config_directory) / "prefect_orchestrator"
 
 
-@contextmanager
-def _prefect_api() -> Iterator[None]:
-    """Settings for talking to Prefect from here: an API that answers, and no heartbeats, which cost a flat second."""
-    url = PREFECT_API_URL.value()
-    changes: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-    if url is None:
-        home = PREFECT_HOME.value()
-        url = ensure_server(home)
-        changes[PREFECT_API_URL] = url
-        changes[PREFECT_UI_URL] = public_url(home, url)
-    with temporary_settings(updates=changes):
-        yield
+def _bury_dead_runs() -> None:
+    """Set the records right of runs whose process was killed: neither ZenML nor Prefect would ever notice."""
+    reason = "The process that executed the run ended without a word."
+    for facts in bury(_running_folder()):
+        try:
+            mark_crashed(UUID(facts["flow_run_id"]), reason)
+        except Exception as error:
+            logger.warning("Flow run %s ended with its process; Prefect was not told: %s", facts["flow_run_id"], error)
+        try:
+            _fail_zenml_run(UUID(facts["zenml_run_id"]), reason)
+        except Exception as error:
+            logger.warning("Run %s ended with its process; ZenML was not told: %s", facts["zenml_run_id"], error)
+
+
+def _fail_zenml_run(run_id: UUID, reason: str) -> None:
+    client = Client()
+    for step_run in client.list_run_steps(pipeline_run_id=run_id, size=500).items:
+        if not step_run.status.is_finished:
+            publish_utils.publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPED)
+    if not client.get_pipeline_run(run_id, hydrate=False).status.is_finished:
+        publish_utils.publish_pipeline_run_status_update(run_id, ExecutionStatus.FAILED, status_reason=reason)
 
 
 def _status(state: State[Any] | None) -> ExecutionStatus:
@@ -349,10 +371,10 @@ def _status(state: State[Any] | None) -> ExecutionStatus:
     return STATUS.get(state.type, ExecutionStatus.RUNNING)
 
 
-def _run_status(flow_run: FlowRun, task_runs: Sequence[TaskRun], run: "PipelineRunResponse") -> ExecutionStatus | None:
-    """Status of a ZenML run that may share its flow run with others."""
-    if run.status.is_finished or flow_run.state is None or not flow_run.state.is_final():
+def _run_status(run: "PipelineRunResponse", state: State[Any] | None, own: list[TaskRun]) -> ExecutionStatus | None:
+    """Status of a ZenML run, which may share its flow run with others."""
+    if run.status.is_finished or state is None or not state.is_final():
         return None
-    if flow_run.state.is_completed() and any(not r.state or not r.state.is_completed() for r in task_runs):
+    if state.is_completed() and any(not task.state or not task.state.is_completed() for task in own):
         return ExecutionStatus.FAILED
-    return _status(flow_run.state)
+    return _status(state)

@@ -368,17 +368,17 @@ async def _serve(home: Path, leases: _Leases) -> int:
 
 
 async def _drain(server: "uvicorn.Server") -> None:
-    """Let what the last users sent reach the database: connections first, then the queue of task run events."""
+    """Let what the last users sent reach the database: requests, event streams, the queue of task run events."""
     import asyncio
 
     from prefect.server.utilities.messaging.memory import METRICS
 
     deadline = time.monotonic() + DRAIN_SECONDS
-    while time.monotonic() < deadline:
-        waiting = sum(topic["published"] - topic["consumed"] for topic in METRICS.values())
-        if not server.server_state.connections and waiting <= 0:
-            return
+    quiet = 0
+    while quiet < 3 and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
+        waiting = sum(topic["published"] - topic["consumed"] for topic in METRICS.values())
+        quiet = 0 if server.server_state.tasks or waiting > 0 else quiet + 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+"""The Prefect side of a run: an API to talk to, a flow run to be in, task runs for the steps."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow, Task, get_client
+from prefect import tags as prefect_tags
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_HOME,
+    PREFECT_UI_URL,
+    temporary_settings,
+)
+from prefect.states import Cancelled, Crashed
+
+from stacks.orchestrator.server import ensure_server, public_url
+
+
+@dataclass(frozen=True)
+class TaskPolicy:
+    """How a step is run as a task.
+
+    Attributes:
+        delays: Seconds to wait before each retry; as many retries as there are delays.
+        log_prints: Whether printed text goes to Prefect's log.
+        stops: Exceptions that mean that somebody stopped the run: never retried, and the task run is cancelled.
+    """
+
+    delays: Sequence[float] = ()
+    log_prints: bool = False
+    stops: tuple[type[Exception], ...] = ()
+
+
+class StepStates:
+    """Runs functions as task runs of the current flow run and keeps their final states by step name."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, State[Any]] = {}
+
+    def run(
+        self,
+        name: str,
+        key: str,
+        upstream: Sequence[str],
+        function: Callable[[], State[Any] | None],
+        policy: TaskPolicy,
+    ) -> None:
+        """Run `function` as a task run that comes after those of the `upstream` steps; raises what it raised.
+
+        Args:
+            name: Name of the step and of its task run.
+            key: What Prefect recognises the same task by, over runs.
+            upstream: Names of steps; those without a task run are left out.
+            function: The work; it may return a state of its own choice, such as `Completed(name="Cached")`.
+            policy: How to run it.
+        """
+        raised: list[BaseException] = []
+
+        def attempt() -> State[Any] | None:
+            raised.clear()
+            try:
+                return function()
+            except policy.stops as stop:
+                raised.append(stop)
+                return Cancelled(message=str(stop))
+            except BaseException as error:
+                raised.append(error)
+                raise
+
+        task = Task(
+            attempt,
+            name=name,
+            task_run_name=name.replace("{", "{{").replace("}", "}}"),
+            retries=len(policy.delays),
+            retry_delay_seconds=[*policy.delays] if any(policy.delays) else 0,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+            log_prints=policy.log_prints,
+        )
+        # Prefect makes the key from the function's code, which is the same for all steps.
+        task.task_key = key
+        before = [self._states[step] for step in upstream if step in self._states]
+        state: State[Any] = task(return_state=True, wait_for=before)
+        if not state.is_completed():
+            raise raised[0] if raised else RuntimeError(f"{name}: {state.message}")
+        self._states[name] = state
+
+
+def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequence[str]) -> None:
+    """Call `work` inside the current flow run, or inside one of its own when there is none.
+
+    Args:
+        work: What to do; what it raises is raised here, and fails the flow run.
+        name: Name of the flow, for a flow run of its own.
+        run_name: Name of that flow run.
+        tags: Added to the flow run, and to the task runs that `work` starts.
+    """
+    with prefect_tags(*tags):
+        if current_flow_run_id():
+            _add_tags(tags)
+            work()
+            return
+        flow = Flow(
+            work,
+            name="".join("-" if character in "/%&<>" else character for character in name),
+            flow_run_name=lambda: run_name,
+            version="zenml",
+            retries=0,
+            validate_parameters=False,
+            persist_result=False,
+            log_prints=False,
+        )
+        flow()
+
+
+def current_flow_run_id() -> UUID | None:
+    """The id of the Prefect flow run that the caller is in."""
+    context = FlowRunContext.get()
+    return context.flow_run.id if context and context.flow_run else None
+
+
+def flow_run_url(flow_run_id: UUID) -> str:
+    """Where a person looks at the flow run; call it inside `prefect_api`."""
+    return f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run_id}"
+
+
+@contextmanager
+def prefect_api() -> Iterator[None]:
+    """Settings for talking to Prefect from here: an API that answers, and no heartbeats, which cost a flat second."""
+    url = PREFECT_API_URL.value()
+    changes: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    if url is None:
+        home = PREFECT_HOME.value()
+        url = ensure_server(home)
+        changes |= {PREFECT_API_URL: url, PREFECT_UI_URL: public_url(home, url)}
+    with temporary_settings(updates=changes):
+        yield
+
+
+def read_states(flow_run_id: UUID) -> tuple[State[Any] | None, list[TaskRun]]:
+    """The state of a flow run and its task runs.
+
+    Raises:
+        LookupError: Prefect does not know the flow run.
+    """
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(flow_run_id).state
+        except ObjectNotFound:
+            raise LookupError(f"Prefect has no flow run {flow_run_id}") from None
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
+    return state, tasks
+
+
+def mark_crashed(flow_run_id: UUID, reason: str) -> None:
+    """Give a flow run that nobody executes any more, and its unfinished task runs, their final state."""
+    state, tasks = read_states(flow_run_id)
+    with get_client(sync_client=True) as client:
+        for task in tasks:
+            if not task.state or not task.state.is_final():
+                client.set_task_run_state(task.id, Crashed(message=reason), force=True)
+        if state is None or not state.is_final():
+            client.set_flow_run_state(flow_run_id, Crashed(message=reason), force=True)
+
+
+def _add_tags(tags: Sequence[str]) -> None:
+    flow_run_id = current_flow_run_id()
+    assert flow_run_id is not None
+    with get_client(sync_client=True) as client:
+        known = client.read_flow_run(flow_run_id).tags
+        client.update_flow_run(flow_run_id, tags=sorted({*known, *tags}))

@@ -1,0 +1,67 @@
+"""Which runs are being executed on this machine: a locked file each, so that a killed process can be told.
+
+The kernel gives the lock up when the process ends in whatever way. A file that nobody locks is a run that ended without
+a word; the next run reads it and sets the records right.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def marked(folder: Path, run_id: str, facts: Mapping[str, Any]) -> Iterator[None]:
+    """Keep a locked file for the run, with `facts` and this process's id, until the block is left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{run_id}.json"
+    draft = folder / f"{run_id}.{os.getpid()}.tmp"
+    with draft.open("w") as file:
+        # Locked before it gets its name: whoever sees it unlocked may take it for dead.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        json.dump({**facts, "pid": os.getpid()}, file)
+        file.flush()
+        draft.replace(path)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def bury(folder: Path) -> Iterator[dict[str, Any]]:
+    """Give the facts of every run whose process is gone; its file is removed once the caller comes back for more."""
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        try:
+            file = path.open("r+")
+        except FileNotFoundError:
+            continue
+        with file:
+            if not _lock(file):
+                continue
+            try:
+                facts = json.load(file)
+            except ValueError:
+                facts = None
+            if facts and path.exists():
+                yield facts
+            path.unlink(missing_ok=True)
+
+
+def process_of(folder: Path, run_id: str) -> int | None:
+    """The id of the process that executes the run on this machine, or None when there is none."""
+    try:
+        with (folder / f"{run_id}.json").open("r+") as file:
+            return None if _lock(file) else int(json.load(file)["pid"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
