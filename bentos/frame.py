@@ -193,7 +193,8 @@ def _plain_text(cell: Any) -> str | None:
 
 
 def _truth(cell: Any) -> str | None:
-    word = canonical_text(cell).lower()
+    number = _number(cell)
+    word = canonical_text(cell if number is None else number).lower()
     return "true" if word in TRUE else "false" if word in FALSE else None
 
 

@@ -58,7 +58,7 @@ def near(name: str, known: Iterable[str]) -> str:
 def require_columns(have: Iterable[str], needed: Sequence[str], where: str) -> None:
     """Stop where a needed column is missing.
 
-    The columns that exist are listed only if one of them is expected: otherwise the first line may be data.
+    The columns that exist are listed only if half of the expected ones are among them: else the first line may be data.
 
     Raises:
         DataError: Names what is missing, what is near, what exists and what to do.
@@ -67,10 +67,12 @@ def require_columns(have: Iterable[str], needed: Sequence[str], where: str) -> N
     missing = [name for name in needed if name not in columns]
     if not missing:
         return
-    if len(missing) == len(needed):
+    if 2 * len(missing) > len(needed):
+        found = len(needed) - len(missing)
         raise DataError(
-            f"{where}: none of the {len(needed)} declared columns ({names_text(needed, 5)}) is among the "
-            f"{len(columns)} names of the first line; is the separator right, and is the first line a header?"
+            f"{where}: {found or 'none'} of the {len(needed)} declared columns ({names_text(needed, 5)}) "
+            f"{'is' if found < 2 else 'are'} among the {len(columns)} names of the first line; is the separator right, "
+            "and is the first line a header?"
         )
     hints = [f"'{name}'{near(name, columns)}" for name in missing[:5]]
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -200,7 +202,7 @@ def csv_frame(
 
     def parse(threads: bool) -> "pd.DataFrame":
         table = arrow_csv.read_csv(
-            io.BytesIO(content),
+            io.BytesIO(content if content.endswith(b"\n") else content + b"\n"),
             arrow_csv.ReadOptions(use_threads=threads, block_size=_BLOCK),
             arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note),
             arrow_csv.ConvertOptions(
