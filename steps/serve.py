@@ -22,6 +22,7 @@ from steps.apart import apart
 TOLERANCE = 1e-6
 READY_SECONDS = 90.0
 STOP_SECONDS = 20.0
+TETHER = ("-m", "stacks.orchestrator.tether", "--")
 _SINGLES = 100
 _SINGLES_SECONDS = 4.0
 
@@ -89,7 +90,7 @@ def serving(tag: str, store: Path) -> Iterator[Endpoint]:
         log = home / "server.log"
         port = _free_port()
         serve = [sys.executable, "-m", "bentoml", "serve", tag, "--host", "127.0.0.1", "--port", str(port)]
-        command = [sys.executable, "-m", "stacks.orchestrator.tether", "--", *serve]
+        command = [sys.executable, *TETHER, *serve]
         with log.open("wb") as output:
             server = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, cwd=clone_dir()
