@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from packaging.markers import Marker
 
@@ -17,9 +16,6 @@ from models.errors import GauntletError, bounded
 from stacks import registry
 from stacks.home import clone_dir, use_home
 from stacks.ledger import Ledger, Standing, open_ledger
-
-if TYPE_CHECKING:
-    from zenml.models import StackResponse
 
 LOCK = "requirements.lock"
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;\s*(.*?))?\s*\\?$")
@@ -135,30 +131,37 @@ def check_releases() -> Iterator[Finding]:
     for model, standing in _standings():
         if standing.champion is None:
             continue
-        folder = registry.release_dir(model, standing.champion)
+        cure = f"gauntlet rollback {model}, or train it again"
         try:
+            folder = registry.release_dir(model, standing.champion)
+            cure = f"delete {folder}: it is downloaded again when it is needed"
             release = Release.open(folder)
         except GauntletError as error:
-            yield Finding("releases", False, str(error), f"delete {folder}: it is downloaded again when it is needed")
+            yield Finding("releases", False, str(error), cure)
         else:
             files = len(release.manifest["files"])
             yield Finding("releases", True, f"{model} v{standing.champion}: {files} files are as they were written")
 
 
 def check_stack() -> Iterator[Finding]:
-    """The components of ZenML's active stack can be loaded, which needs their flavors to be registered."""
+    """The flavors of the active stack's components are registered with ZenML and can be loaded."""
     from zenml.client import Client
+    from zenml.enums import StackComponentType
+    from zenml.stack.flavor import Flavor
 
     client = Client()
     stack = client.active_stack_model
-    described = f"stack '{stack.name}', orchestrator flavor '{_orchestrator_flavor(stack)}'"
-    try:
-        client.active_stack.validate()
-    except Exception as error:
-        said = f"{described}: {bounded(' '.join(str(error).split()), 300)}"
-        yield Finding("stack", False, said, "gauntlet stack apply, then zenml stack set local")
-    else:
-        yield Finding("stack", True, described)
+    for kind, components in stack.components.items():
+        name = components[0].flavor_name
+        try:
+            Flavor.from_model(client.get_flavor_by_name_and_type(name, kind))
+        except Exception as error:
+            said = f"stack '{stack.name}': the {kind} flavor '{name}' cannot be loaded: "
+            said += bounded(" ".join(str(error).split()), 300)
+            yield Finding("stack", False, said, f"gauntlet stack apply {stack.name}")
+            return
+    flavor = stack.components[StackComponentType("orchestrator")][0].flavor_name
+    yield Finding("stack", True, f"'{stack.name}' is active, its orchestrator's flavor is '{flavor}'")
 
 
 def check_server() -> Iterator[Finding]:
@@ -202,12 +205,6 @@ def _standings() -> Iterator[tuple[str, Standing]]:
     ledger = open_ledger()
     for model in ledger.models():
         yield model, ledger.standing(model)
-
-
-def _orchestrator_flavor(stack: "StackResponse") -> str:
-    from zenml.enums import StackComponentType
-
-    return str(stack.components[StackComponentType.ORCHESTRATOR][0].flavor_name)
 
 
 def _locked(text: str) -> dict[str, str]:

@@ -387,9 +387,12 @@ def test_processes_that_promote_at_once_keep_one_chain(url: str) -> None:
 
 
 @pytest.mark.prove
-def test_eight_processes_promote_fifty_times_each(url: str) -> None:
-    ledger, _ = _race(url, processes=8, promotions=50)
+def test_eight_processes_promote_fifty_times_each(url: str, proof: Callable[[str, object, str], None]) -> None:
+    ledger, conflicts = _race(url, processes=8, promotions=50)
     _assert_one_history(ledger, 400)
+    engine = "PostgreSQL" if url.startswith("postgresql") else "SQLite"
+    line = f"Promotions by eight processes at once, started on an empty database ({engine}), keep one chain"
+    proof(line, "8 x 50", f"400 entries, one history of champions, {conflicts} conflicts refused")
 
 
 @pytest.mark.prove
