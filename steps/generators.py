@@ -15,7 +15,7 @@ _Array = np.ndarray[Any, Any]
 
 # Published summary figures of the four hospitals (UCI 45): cleveland, hungarian, switzerland, va.
 _SITES = np.array([303, 294, 123, 200]) / 920
-_NUM = np.array([[54, 18, 12, 12, 4], [64, 24, 6, 5, 1], [7, 39, 26, 24, 4], [26, 28, 20, 21, 5]]) / 100
+_NUM = np.array([[54, 18, 12, 12, 4], [64, 34, 1, 1, 0], [7, 39, 26, 24, 4], [26, 28, 20, 21, 5]]) / 100
 _AGE = np.array([52.5, 47.0, 51.5, 57.0])
 _MEN = np.array([[0.55, 0.83], [0.66, 0.83], [0.88, 0.92], [0.95, 0.97]])
 _CHEST_PAIN = np.array([[0.06, 0.36, 0.32, 0.26], [0.045, 0.06, 0.145, 0.75]])

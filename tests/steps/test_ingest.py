@@ -218,8 +218,13 @@ def test_a_label_that_the_yaml_does_not_know_stops(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cells", "keys"),
-    [(["0", "1"], ["0", "1"]), (["0.0", "1.0"], ["0", "1"]), (["False", "True"], ["false", "true"]), (["a", "b "], ["a", "b"])],
-)  # fmt: skip
+    [
+        (["0", "1"], ["0", "1"]),
+        (["0.0", "1.0"], ["0", "1"]),
+        (["False", "True"], ["false", "true"]),
+        (["a", "b "], ["a", "b"]),
+    ],
+)
 def test_labels_agree_however_they_are_spelled(tmp_path: Path, cells: list[str], keys: list[str]) -> None:
     path = write(tmp_path, make_table(20).assign(y=cells * 10))
     target = {"column": "y", "labels": ["no", "yes"], "map": dict(zip(keys, ["no", "yes"], strict=True))}
