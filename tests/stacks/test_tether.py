@@ -20,7 +20,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 sleep = [sys.executable, "-c", "import time; time.sleep(300)"]
 apart = subprocess.Popen(sleep, start_new_session=True)
 parent = f"import subprocess; print(subprocess.Popen({sleep!r}, stdout=subprocess.DEVNULL).pid)"
-orphan = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True).stdout
+orphan = subprocess.check_output([sys.executable, "-c", parent], text=True)
 with open(sys.argv[1] + ".tmp", "w") as file:
     file.write(f"{os.getpid()} {apart.pid} {orphan}")
 os.rename(sys.argv[1] + ".tmp", sys.argv[1])
