@@ -6,8 +6,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from zenml.config.source import DistributionPackageSource, SourceType
 from zenml.enums import ArtifactType
 from zenml.materializers.base_materializer import BaseMaterializer
+
+# Not the class itself: ZenML would look for the code repository it is in, and so open its database, at import.
+FRAME_MATERIALIZER = DistributionPackageSource(
+    module="steps.frames",
+    attribute="FrameMaterializer",
+    package_name="gauntlet",
+    type=SourceType.DISTRIBUTION_PACKAGE,
+)
 
 
 class FrameMaterializer(BaseMaterializer):

@@ -17,7 +17,7 @@ from models.config import Column, FileSource, ModelConfig, Scalar, SklearnSource
 from models.errors import DataError
 from stacks.home import secret_key
 from steps.caching import cached_by, parse_config
-from steps.frames import FrameMaterializer, content_digest
+from steps.frames import FRAME_MATERIALIZER, content_digest
 from steps.generators import generate
 from steps.read import names_text, read_bytes, read_table, require_columns, shown
 from steps.split import BUCKET, bucket_of
@@ -126,7 +126,7 @@ def ingest_frame(config: ModelConfig, source_name: str | None = None, digest: st
 
 @step(
     cache_policy=cached_by(*MODULES),
-    output_materializers={"raw": FrameMaterializer},
+    output_materializers={"raw": FRAME_MATERIALIZER},
 )
 def ingest(
     config: dict[str, Any], source: str, digest: str

@@ -12,7 +12,7 @@ from zenml import step
 from models.config import ModelConfig
 from models.errors import DataError
 from steps.caching import cached_by, parse_config
-from steps.frames import FrameMaterializer
+from steps.frames import FRAME_MATERIALIZER
 
 BUCKET = "split_bucket"
 BUCKETS = 64
@@ -96,7 +96,7 @@ def bucket_of(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
 
 @step(
     cache_policy=cached_by("steps.split", "steps.frames", "models.config"),
-    output_materializers={"train": FrameMaterializer, "test": FrameMaterializer},
+    output_materializers={"train": FRAME_MATERIALIZER, "test": FRAME_MATERIALIZER},
 )
 def split(
     config: dict[str, Any], frame: pd.DataFrame

@@ -13,7 +13,7 @@ from zenml.types import HTMLString
 from models.config import ModelConfig
 from steps.caching import cached_by, parse_config
 from steps.drift import MIN_ROWS, drift_score
-from steps.frames import FrameMaterializer
+from steps.frames import FRAME_MATERIALIZER
 from steps.leak import told_alone
 from steps.quality import Check, QualityReport, check_severities, report_of, severity_of
 from steps.split import content_hashes, in_test
@@ -83,7 +83,7 @@ def summarise(config: ModelConfig, frame: pd.DataFrame) -> str:
 
 @step(
     cache_policy=cached_by(*(f"steps.{name}" for name in MODULES), "bentos.frame", "models.config"),
-    output_materializers={"frame": FrameMaterializer},
+    output_materializers={"frame": FRAME_MATERIALIZER},
 )
 def validate(
     config: dict[str, Any], raw: pd.DataFrame, champion: int | None = None

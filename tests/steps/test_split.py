@@ -16,7 +16,6 @@ from steps.ingest import ingest_frame
 from steps.split import BUCKETS, bucket_of, content_hashes, in_test, row_hashes, split_frame
 from tests.steps.tables import make_config, make_table, write
 
-
 HASHES = [13825745936715061106, 7161466635521552966]
 
 
