@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from zenml import pipeline
+from zenml.enums import ExecutionMode
 
 from steps.deploy import deploy
 from steps.evaluate import Evaluation, evaluate
@@ -15,7 +16,7 @@ from steps.tune import tune
 from steps.validate import validate
 
 
-@pipeline(name="train")
+@pipeline(name="train", execution_mode=ExecutionMode.FAIL_FAST)
 def train_pipeline(
     parts: dict[str, dict[str, Any]], source: str, source_digest: str, champion: int | None
 ) -> tuple[Annotated[Evaluation, "evaluation"], Annotated[Package, "package"]]:
@@ -36,7 +37,7 @@ def train_pipeline(
     return evaluation, package(parts["package"], release, evaluation)
 
 
-@pipeline(name="release", enable_cache=False)
+@pipeline(name="release", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
 def release_pipeline(config: dict[str, Any], evaluation: Any, package: Any, why: str, actor: str) -> None:
     """Rows 7 and 8: the verdict, and the champion published."""
     verdict = promote(config, evaluation, package, why, actor)

@@ -17,18 +17,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 from zenml import step
 
+from bentos.release import Release
 from models.errors import WorkError
 from stacks import registry
 from stacks.home import use_home
 from stacks.ledger import open_ledger
 from steps.build import bento_version
+from steps.serve import serve_briefly
 from steps.verdict import Verdict
 
 LOG = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Published(BaseModel):
         tag: Its Bento.
         imported: Whether the Bento had to be brought into the store.
         changed: Whether anything had to be written.
+        answer: What `<model>:latest` answered to one of its golden inputs over HTTP; None where it was not asked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +59,7 @@ class Published(BaseModel):
     tag: str | None
     imported: bool = False
     changed: bool = False
+    answer: dict[str, Any] | None = None
 
 
 def bento_file(model: str, version: int) -> str:
@@ -280,12 +284,27 @@ def _replace(path: Path, text: str) -> None:
     written.replace(path)
 
 
+def ask_latest(model: str, version: int) -> dict[str, Any]:
+    """Serve `<model>:latest` for a moment and return its answer to a golden input.
+
+    Raises:
+        WorkError: It does not serve, or another version than `version` answers.
+    """
+    golden = Release.open(registry.release_dir(model, version)).golden[0]
+    _, (answer,) = serve_briefly(f"{model}:latest", [golden.inputs], store_dir())
+    if answer["version"] != version:
+        raise WorkError(
+            f"{model}:latest serves v{answer['version']}, but v{version} is champion; see `gauntlet doctor`"
+        )
+    return answer
+
+
 @step(enable_cache=False)
 def deploy(verdict: Verdict) -> Annotated[Published, "published"]:
-    """Publish the champion, whether this verdict made it or left it."""
+    """Publish the champion, whether this verdict made it or left it, and let it answer once."""
     published = publish(verdict.model)
-    if published.tag is None:
+    if published.version is None:
         LOG.info("%s has no champion: nothing is published", verdict.model)
-    else:
-        LOG.info("%s:latest is %s", verdict.model, published.tag)
-    return published
+        return published
+    LOG.info("%s:latest is %s", verdict.model, published.tag)
+    return published.model_copy(update={"answer": ask_latest(verdict.model, published.version)})
