@@ -94,21 +94,23 @@ def check_ledger() -> Iterator[Finding]:
 
 def check_aliases() -> Iterator[Finding]:
     """MLflow's aliases are those of the ledger."""
+    from steps.promote import wanted_aliases
+
     for model, standing in _standings():
-        champion, previous = standing.champion, standing.previous
-        wanted = {
-            registry.CHAMPION: champion,
-            registry.PRODUCTION: champion,
-            registry.PREVIOUS: previous,
-            registry.CHALLENGER: standing.challenger,
-        }
+        try:
+            wanted = wanted_aliases(model, standing, registry.versions(model))
+        except GauntletError as error:
+            yield Finding("aliases", False, str(error), f"gauntlet rollback {model} --to VERSION")
+            continue
+        wanted |= {registry.PRODUCTION: standing.champion}
         there = registry.aliases(model)
         wrong = [
-            f"{alias} is {_version(there.get(alias))}, the ledger says {_version(number)}"
+            f"{alias} of {model} is {_version(there.get(alias))}, the ledger says {_version(number)}"
             for alias, number in wanted.items()
             if there.get(alias) != number
         ]
-        said = _some(wrong) if wrong else f"{model}: champion {_version(champion)}, previous {_version(previous)}"
+        named = ", ".join(f"{alias} {_version(number)}" for alias, number in wanted.items())
+        said = _some(wrong) if wrong else f"{model}: {named}"
         yield Finding("aliases", not wrong, said, f"the next `gauntlet run {model}` repairs it" if wrong else "")
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -12,14 +12,25 @@ from zenml import get_step_context, step
 from models.config import ModelConfig
 from models.errors import GauntletError, WorkError, bounded
 from stacks import registry
-from stacks.ledger import Action, Conflict, Entry, Ledger, open_ledger
+from stacks.ledger import Action, Conflict, Entry, Ledger, Standing, open_ledger
 from steps.caching import parse_config
 from steps.deploy import publish, stage
 from steps.evaluate import Evaluation
 from steps.package import Package
 from steps.verdict import Decision, Gate, Verdict, judge, require_gates
 
-__all__ = ["Decision", "Gate", "Verdict", "decide", "judge", "promote", "repair", "require_gates", "rollback"]
+__all__ = [
+    "Decision",
+    "Gate",
+    "Verdict",
+    "decide",
+    "judge",
+    "promote",
+    "repair",
+    "require_gates",
+    "rollback",
+    "wanted_aliases",
+]
 
 LOG = logging.getLogger(__name__)
 STATE_TAG: Final = "gauntlet.state"
@@ -95,6 +106,26 @@ def repair(model: str | None = None) -> tuple[str, ...]:
     if failed:
         raise WorkError(f"the ledger's state could not be restored everywhere: {'; '.join(failed)}")
     return tuple(done)
+
+
+def wanted_aliases(model: str, standing: Standing, versions: Sequence[registry.Version]) -> dict[str, int | None]:
+    """The aliases champion, previous and challenger as the ledger has them.
+
+    A previous champion or a challenger that somebody deleted from MLflow has no alias; nothing else depends on it.
+
+    Raises:
+        WorkError: MLflow has no such champion.
+    """
+    there = {version.number for version in versions}
+    if standing.champion is not None and standing.champion not in there:
+        raise WorkError(
+            f"the champion of '{model}', v{standing.champion}, is not in MLflow any more (there is: "
+            f"{', '.join(f'v{number}' for number in sorted(there)[-20:]) or 'nothing'}); "
+            f"restore it, or go back to another by `gauntlet rollback {model} --to VERSION`"
+        )
+    names = {registry.CHAMPION: standing.champion}
+    names |= {registry.PREVIOUS: standing.previous, registry.CHALLENGER: standing.challenger}
+    return {alias: number if number in there else None for alias, number in names.items()}
 
 
 def rollback(model: str, to: int | None = None, *, why: str = "", actor: str | None = None) -> Entry:
@@ -203,11 +234,10 @@ def _mirror(ledger: Ledger, model: str) -> list[str]:
         standing = ledger.standing(model)
         if standing.sequence == 0:
             return done
-        if registry.mirror(
-            model, champion=standing.champion, previous=standing.previous, challenger=standing.challenger
-        ):
+        versions = registry.versions(model)
+        if registry.mirror(model, **wanted_aliases(model, standing, versions)):
             done.append(f"{model}: aliases")
-        for version in registry.versions(model):
+        for version in versions:
             if entry := standing.latest.get(version.number):
                 done += _mirror_version(version, entry, standing.states[version.number])
         # Whoever wrote meanwhile may have been overtaken by our older view: look again, the last one is right.

@@ -46,7 +46,7 @@ def test_a_sound_installation(arena: Arena) -> None:
     assert [finding for finding in findings if not finding.ok] == []
     said = {finding.name: finding.said for finding in findings}
     assert said["ledger"].endswith("1 entries, the chain is unbroken")
-    assert said["aliases"] == f"{arena.model}: champion v1, previous none"
+    assert said["aliases"] == f"{arena.model}: champion v1, previous none, challenger none, production v1"
     assert said["latest"] == f"{arena.model}:latest is the champion, v1"
     assert "files are as they were written" in said["releases"]
 
@@ -88,7 +88,7 @@ def test_aliases_and_latest_that_differ(arena: Arena) -> None:
     registry.client().set_registered_model_alias(arena.model, "champion", "2")
     (store_dir() / arena.model / "latest").write_text(bento_version(2))
     finding = _one(doctor.check_aliases)
-    assert (finding.ok, finding.said) == (False, "champion is v2, the ledger says v1")
+    assert (finding.ok, finding.said) == (False, f"champion of {arena.model} is v2, the ledger says v1")
     finding = _one(doctor.check_latest)
     assert (finding.ok, finding.said) == (False, f"{arena.model}:latest is 000002, the champion is 000001")
     assert registry.aliases(arena.model)["champion"] == 2, "the doctor changes nothing"
@@ -108,6 +108,9 @@ def test_a_release_with_a_changed_file_and_one_that_is_gone(arena: Arena) -> Non
     finding = _one(doctor.check_releases)
     assert not finding.ok
     assert "has no version 1" in finding.said
+    finding = _one(doctor.check_aliases)
+    assert not finding.ok
+    assert "v1, is not in MLflow any more (there is: v2)" in finding.said
 
 
 def test_a_stack_whose_flavor_is_gone(home: Path) -> None:

@@ -339,6 +339,16 @@ def test_rollback_to_what_cannot_be_served_changes_nothing(arena: Arena) -> None
     assert _latest(arena) == bento_version(2)
 
 
+def test_old_versions_may_be_deleted_from_mlflow_but_not_the_champion(arena: Arena) -> None:
+    _crown(arena, 1, 2)
+    registry.delete_version(arena.model, 1)
+    assert repair() == ()
+    assert registry.aliases(arena.model) == {"champion": 2, "production": 2}
+    registry.delete_version(arena.model, 2)
+    with pytest.raises(WorkError, match=r"v2, is not in MLflow any more \(there is: v3\).*--to VERSION"):
+        repair()
+
+
 def test_other_models_in_the_same_ledger_are_left_alone(arena: Arena) -> None:
     _crown(arena, 1)
     ledger: Ledger = open_ledger()
