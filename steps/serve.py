@@ -17,12 +17,11 @@ from typing import Any
 from bentos.release import Golden, Release
 from models.errors import WorkError
 from stacks.home import clone_dir
+from stacks.orchestrator.tether import tethered
 from steps.apart import apart
 
 TOLERANCE = 1e-6
 READY_SECONDS = 90.0
-STOP_SECONDS = 20.0
-TETHER = ("-m", "stacks.orchestrator.tether", "--")
 _SINGLES = 100
 _SINGLES_SECONDS = 4.0
 
@@ -73,12 +72,13 @@ class Endpoint:
 
 
 @contextmanager
-def serving(tag: str, store: Path) -> Iterator[Endpoint]:
+def serving(tag: str, store: Path, python: Path = Path(sys.executable)) -> Iterator[Endpoint]:
     """Serve a Bento until the block ends; the process ends with it, and with this process whatever happens.
 
     Args:
         tag: `<model>:<six digits>` or `<model>:latest`.
         store: The `bentos` folder of a BentoML store; the server gets a home of its own around it.
+        python: The interpreter whose BentoML serves.
 
     Raises:
         WorkError: It does not get ready.
@@ -89,17 +89,13 @@ def serving(tag: str, store: Path) -> Iterator[Endpoint]:
         (home / "bentos").symlink_to(store.absolute())
         log = home / "server.log"
         port = _free_port()
-        serve = [sys.executable, "-m", "bentoml", "serve", tag, "--host", "127.0.0.1", "--port", str(port)]
-        command = [sys.executable, *TETHER, *serve]
-        with log.open("wb") as output:
-            server = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, cwd=clone_dir()
-            )
-            try:
-                _await_ready(server, tag, port, log)
-                yield Endpoint(port)
-            finally:
-                _stop(server)
+        serve = [str(python), "-m", "bentoml", "serve", tag, "--host", "127.0.0.1", "--port", str(port)]
+        with (
+            log.open("wb") as output,
+            tethered(serve, env=environment, cwd=clone_dir(), stdout=output, stderr=output) as server,
+        ):
+            _await_ready(server, tag, port, log)
+            yield Endpoint(port)
 
 
 def serve_briefly(
@@ -218,16 +214,6 @@ def _await_ready(server: "subprocess.Popen[bytes]", tag: str, port: int, log: Pa
     ended = "ended" if server.poll() is not None else f"was not ready after {READY_SECONDS:.0f} s"
     said = " ".join(log.read_text(errors="replace").split())[-600:]
     raise WorkError(f"`bentoml serve {tag}` {ended}; it said: … {said}")
-
-
-def _stop(server: "subprocess.Popen[bytes]") -> None:
-    assert server.stdin is not None
-    server.stdin.close()
-    try:
-        server.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
 
 
 def _free_port() -> int:
