@@ -117,7 +117,7 @@ def _on_column(config: ModelConfig, name: str, values: "pd.Series[Any]") -> list
     ]
     if column.feature and not column.personal:
         suite.append(_distinct("constant", name))
-    if column.range and not column.personal:
+    if column.range and not column.personal and values.dtype.kind == "f":
         low, high = column.range
         bounds = {"min_value": low, "max_value": high}
         suite.append(Wanted("range", name, f"{low:g} to {high:g}", "ExpectColumnValuesToBeBetween", bounds))

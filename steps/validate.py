@@ -127,7 +127,7 @@ def _crossing(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.d
 def _balance(config: ModelConfig, frame: pd.DataFrame) -> Iterator[Check]:
     name = config.target.column
     severity = severity_of(config, "balance", name)
-    if config.task != "classification" or severity is None or not len(frame):
+    if config.task != "classification" or severity is None or name not in frame.columns or frame.empty:
         return
     shares = frame[name].value_counts(normalize=True)
     smallest = min(float(shares.get(label, 0.0)) for label in config.target.labels or shares.index)
@@ -149,6 +149,8 @@ def _leaks(config: ModelConfig, frame: pd.DataFrame) -> Iterator[Check]:
     for name, column in config.columns.items():
         severity = severity_of(config, "leak", name)
         if severity is None or not column.feature or column.personal or column.type == "text":
+            continue
+        if not {name, config.target.column} <= set(frame.columns):
             continue
         score = told_alone(frame[name], frame[config.target.column], config.seed)
         yield Check(
