@@ -14,15 +14,16 @@ def test_fifty_trials_are_recorded_in_little_time() -> None:
         runs.Attempt(f"trial-{n:03d}", params, {"cv_accuracy": n / 50}, started=1_000.0 + n, seconds=0.5)
         for n in range(50)
     ]
-    started = time.perf_counter()
+    # Seconds of this process, not of the clock: others may be using the machine.
+    started = time.process_time()
     runs.log_attempts(parent, attempts)
-    taken = time.perf_counter() - started
+    taken = time.process_time() - started
     store = registry.client()
     found = store.search_runs([runs.experiment_id("fifty")], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=100)
     assert sorted(run.data.metrics["cv_accuracy"] for run in found) == [n / 50 for n in range(50)]
     assert {run.data.params["max_depth"] for run in found} == {"3"}
     assert {(run.info.end_time - run.info.start_time, run.info.status) for run in found} == {(500, "FINISHED")}
-    assert taken < 5, f"{taken:.1f} s for 50 nested runs"
+    assert taken < 3, f"{taken:.1f} s for 50 nested runs"
 
 
 def test_a_failed_attempt_says_why_in_bounded_text() -> None:
