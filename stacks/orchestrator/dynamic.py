@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 from prefect.client.schemas.objects import State
 from zenml.execution.pipeline.dynamic.runner import DynamicPipelineRunner
 
-from stacks.orchestrator.flow_run import StepStates, TaskPolicy
-from stacks.orchestrator.orchestrator import STOPS, final_state, task_key
+from stacks.orchestrator.flavor import PrefectOrchestratorSettings
+from stacks.orchestrator.flow_run import StepStates
+from stacks.orchestrator.orchestrator import final_state, task_key, task_policy
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
@@ -22,11 +23,11 @@ class TaskRunRunner(DynamicPipelineRunner):
         snapshot: "PipelineSnapshotResponse",
         run: "PipelineRunResponse | None",
         orchestrator: "BaseOrchestrator",
-        log_prints: bool,
+        settings: PrefectOrchestratorSettings,
         **kwargs: Any,
     ) -> None:
         super().__init__(snapshot=snapshot, run=run, orchestrator=orchestrator, **kwargs)
-        self._log_prints = log_prints
+        self._settings = settings
         self._states = StepStates()
 
     def _run_sync_step(self, step: "Step", remaining_retries: int | None = None) -> "StepRunResponse":
@@ -37,8 +38,8 @@ class TaskRunRunner(DynamicPipelineRunner):
             return final_state(finished[0])
 
         name = step.spec.invocation_id
-        policy = TaskPolicy(log_prints=self._log_prints, stops=STOPS)
-        self._states.run(name, task_key(self.snapshot, name), step.spec.upstream_steps, launch, policy)
+        key = task_key(self.snapshot, name)
+        self._states.run(name, key, step.spec.upstream_steps, launch, task_policy(self._settings))
         return finished[0]
 
     def _build_child_runner(self, child_run: "PipelineRunResponse") -> "TaskRunRunner":
@@ -46,7 +47,7 @@ class TaskRunRunner(DynamicPipelineRunner):
             child_run.snapshot,
             child_run,
             self._orchestrator,
-            self._log_prints,
+            self._settings,
             pause_coordinator=self._pause_coordinator,
             parent_runner=self,
         )

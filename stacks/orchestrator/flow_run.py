@@ -11,14 +11,15 @@ from prefect import tags as prefect_tags
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, SettingsContext, TagsContext, TaskRunContext, get_settings_context
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import (
     PREFECT_API_URL,
+    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_HOME,
     PREFECT_UI_URL,
-    temporary_settings,
+    Settings,
 )
 from prefect.states import Cancelled, Crashed
 
@@ -32,11 +33,13 @@ class TaskPolicy:
     Attributes:
         delays: Seconds to wait before each retry; as many retries as there are delays.
         log_prints: Whether printed text goes to Prefect's log.
+        label: A tag of the task run that no concurrency limit goes by.
         stops: Exceptions that mean that somebody stopped the run: never retried, and the task run is cancelled.
     """
 
     delays: Sequence[float] = ()
     log_prints: bool = False
+    label: str | None = None
     stops: tuple[type[Exception], ...] = ()
 
 
@@ -67,6 +70,7 @@ class StepStates:
 
         def attempt() -> State[Any] | None:
             raised.clear()
+            _label_task_run(policy.label)
             try:
                 return function()
             except policy.stops as stop:
@@ -95,7 +99,7 @@ class StepStates:
         self._states[name] = state
 
 
-def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequence[str]) -> None:
+def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequence[str], label: str | None) -> None:
     """Call `work` inside the current flow run, or inside one of its own when there is none.
 
     Args:
@@ -103,22 +107,30 @@ def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequen
         name: Name of the flow, for a flow run of its own.
         run_name: Name of that flow run.
         tags: Added to the flow run, and to the task runs that `work` starts.
+        label: One more tag, of the flow run only.
     """
-    with prefect_tags(*tags):
-        if current_flow_run_id():
-            _add_tags(tags)
+    labels = [label] if label else []
+    if current_flow_run_id():
+        _add_tags([*tags, *labels])
+        with prefect_tags(*tags):
             work()
-            return
-        flow = Flow(
-            work,
-            name="".join("-" if character in "/%&<>" else character for character in name),
-            flow_run_name=lambda: run_name,
-            version="zenml",
-            retries=0,
-            validate_parameters=False,
-            persist_result=False,
-            log_prints=False,
-        )
+        return
+
+    def untagged_work() -> None:
+        with TagsContext(current_tags=TagsContext.get().current_tags - set(labels)):
+            work()
+
+    flow = Flow(
+        untagged_work,
+        name="".join("-" if character in "/%&<>" else character for character in name),
+        flow_run_name=lambda: run_name,
+        version="zenml",
+        retries=0,
+        validate_parameters=False,
+        persist_result=False,
+        log_prints=False,
+    )
+    with prefect_tags(*tags, *labels):
         flow()
 
 
@@ -136,14 +148,37 @@ def flow_run_url(flow_run_id: UUID) -> str:
 @contextmanager
 def prefect_api() -> Iterator[None]:
     """Settings for talking to Prefect from here: an API that answers, and no heartbeats, which cost a flat second."""
+    context = get_settings_context()
+    known = _prepared.get(id(context.settings))
     url = PREFECT_API_URL.value()
     changes: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
     if url is None:
         home = PREFECT_HOME.value()
         url = ensure_server(home)
-        changes |= {PREFECT_API_URL: url, PREFECT_UI_URL: public_url(home, url)}
-    with temporary_settings(updates=changes):
+        # A server of this machine's own loopback needs no protection from foreign pages: one request less a client.
+        changes |= {
+            PREFECT_API_URL: url,
+            PREFECT_UI_URL: public_url(home, url),
+            PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False,
+        }
+    if known is None or known.url != url or known.base is not context.settings:
+        known = _Prepared(context.settings, url, context.settings.copy_with_update(updates=changes))
+        _prepared.clear()
+        _prepared[id(context.settings)] = known
+    with SettingsContext(profile=context.profile, settings=known.settings):
         yield
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Settings made from `base` for an API address; making them validates everything anew and takes a while."""
+
+    base: Settings
+    url: str
+    settings: Settings
+
+
+_prepared: dict[int, _Prepared] = {}
 
 
 def read_states(flow_run_id: UUID) -> tuple[State[Any] | None, list[TaskRun]]:
@@ -170,6 +205,13 @@ def mark_crashed(flow_run_id: UUID, reason: str) -> None:
                 client.set_task_run_state(task.id, Crashed(message=reason), force=True)
         if state is None or not state.is_final():
             client.set_flow_run_state(flow_run_id, Crashed(message=reason), force=True)
+
+
+def _label_task_run(label: str | None) -> None:
+    # Set once the task is running: with a tag from the start, Prefect asks for concurrency slots before each task.
+    context = TaskRunContext.get()
+    if label and context and label not in context.task_run.tags:
+        context.task_run.tags.append(label)
 
 
 def _add_tags(tags: Sequence[str]) -> None:

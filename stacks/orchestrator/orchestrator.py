@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -63,6 +63,7 @@ class _Active:
 
     orchestrator_run_id: str
     flow_run_url: str
+    zenml_run_id: str | None
 
 
 _active: ContextVar[_Active | None] = ContextVar("prefect_orchestrator_run", default=None)
@@ -134,7 +135,11 @@ class PrefectOrchestrator(BaseOrchestrator):
         settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
 
         def work() -> None:
-            self.run_init_hook(snapshot=snapshot)
+            try:
+                self.run_init_hook(snapshot=snapshot)
+            except BaseException:
+                self._publish_link(placeholder_run)
+                raise
             try:
                 with setup_execution_context():
                     self._run_steps(snapshot, step_environments, settings)
@@ -163,8 +168,9 @@ class PrefectOrchestrator(BaseOrchestrator):
         settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
 
         def work() -> None:
+            self._publish_link(placeholder_run)
             with temporary_environment(environment):
-                TaskRunRunner(snapshot, placeholder_run, self, settings.log_prints).run_pipeline()
+                TaskRunRunner(snapshot, placeholder_run, self, settings).run_pipeline()
 
         return self._execute(snapshot, placeholder_run, settings, work)
 
@@ -215,11 +221,15 @@ class PrefectOrchestrator(BaseOrchestrator):
                 work()
 
         name = snapshot.pipeline_configuration.name
-        tags = [*settings.tags, *([str(run.id)] if run else [])]
         with prefect_api():
             _bury_dead_runs()
-            in_flow_run(claimed_work, name, run.name if run else name, tags)
+            in_flow_run(claimed_work, name, run.name if run else name, settings.tags, str(run.id) if run else None)
         return SubmissionResult()
+
+    def _publish_link(self, run: "PipelineRunResponse | None") -> None:
+        """Write the run's link where ZenML does not ask for it: no step starts, or the pipeline is dynamic."""
+        if run:
+            publish_utils.publish_pipeline_run_metadata(run.id, {self.id: self.get_pipeline_run_metadata(run.id)})
 
     def _run_steps(
         self,
@@ -276,8 +286,15 @@ class PrefectOrchestrator(BaseOrchestrator):
                 raise
             return final_state(step_run)
 
-        policy = TaskPolicy(_delays(step), settings.log_prints, STOPS)
-        states.run(name, task_key(snapshot, name), step.spec.upstream_steps, launch, policy)
+        states.run(
+            name, task_key(snapshot, name), step.spec.upstream_steps, launch, task_policy(settings, _delays(step))
+        )
+
+
+def task_policy(settings: PrefectOrchestratorSettings, delays: Sequence[float] = ()) -> TaskPolicy:
+    """How the steps of the current run are run as tasks."""
+    active = _active.get()
+    return TaskPolicy(delays, settings.log_prints, active.zenml_run_id if active else None, STOPS)
 
 
 def task_key(snapshot: "PipelineSnapshotResponse", step_name: str) -> str:
@@ -313,7 +330,7 @@ def _claimed(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse | N
     run_id = str(flow_run_id)
     if run and _id_taken(snapshot, run_id):
         run_id = f"{run_id}.{run.id}"
-    token = _active.set(_Active(run_id, flow_run_url(flow_run_id)))
+    token = _active.set(_Active(run_id, flow_run_url(flow_run_id), str(run.id) if run else None))
     try:
         if run is None:
             yield
