@@ -6,6 +6,7 @@ import math
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,31 +120,31 @@ def serve_briefly(
 
 
 def smoke_test(bento: Path, release: Release) -> Latency:
-    """Import an exported Bento into a store apart, serve it, and have it answer the golden inputs, singly and as one.
+    """Unpack an exported Bento into a store apart, serve it, compare its answers and time them.
 
     Raises:
-        WorkError: It does not get ready, or an answer differs from the Release's by more than 1e-6.
+        WorkError: It does not get ready, or does not answer as the Release does (see `compare`).
     """
     model, _, version = bento.stem.rpartition("-")
     with tempfile.TemporaryDirectory(prefix="gauntlet-smoke-") as folder:
-        home = Path(folder)
-        _import(bento, home)
-        with serving(f"{model}:{version}", home / "bentos") as endpoint:
-            _require_identity(endpoint, release, int(version))
-            singles = [endpoint.post("/predict", {"features": g.inputs}) for g in release.golden]
-            batch = endpoint.predict_batch([g.inputs for g in release.golden])
-            for kind, answers in (("singly", singles), ("as a batch", batch)):
-                _require_same(answers, release, kind)
+        store = Path(folder)
+        with tarfile.open(bento) as archive:
+            archive.extractall(store / model / version, filter="data")
+        with serving(f"{model}:{version}", store) as endpoint:
+            compare(endpoint, release, int(version))
             return _latency(endpoint, release.golden)
 
 
-def _import(bento: Path, home: Path) -> None:
-    """Import an exported Bento as a user would, into the store of another home."""
-    command = [sys.executable, "-m", "bentoml", "import", str(bento.absolute())]
-    done = subprocess.run(command, env=apart(home), capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = " ".join((done.stdout + done.stderr).split())[-600:]
-        raise WorkError(f"`bentoml import {bento.name}` failed: … {said}")
+def compare(endpoint: Endpoint, release: Release, version: int) -> None:
+    """Have a service answer the golden inputs of the Release that it should serve, singly and as one batch.
+
+    Raises:
+        WorkError: It serves another Release or version, or an answer differs by more than 1e-6.
+    """
+    _require_identity(endpoint, release, version)
+    singles = [endpoint.post("/predict", {"features": golden.inputs}) for golden in release.golden]
+    _require_same(singles, release, "singly")
+    _require_same(endpoint.predict_batch([golden.inputs for golden in release.golden]), release, "as a batch")
 
 
 def _require_identity(endpoint: Endpoint, release: Release, version: int) -> None:
