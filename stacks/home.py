@@ -75,7 +75,8 @@ def secret_key() -> bytes:
 def activate_script(clone: Path) -> str:
     """Shell text for `.venv/bin/activate`: exports `environment`, leaving what the user set himself.
 
-    A variable that an earlier activation exported (another clone, say) is replaced.
+    A variable that an earlier activation exported (another clone, say) is replaced. Where the user set
+    `GAUNTLET_HOME`, the other homes lie in his.
     """
     lines = ["", "# --- gauntlet: the homes of this clone", "_gauntlet_export() {"]
     lines += [
@@ -87,7 +88,8 @@ def activate_script(clone: Path) -> str:
         "    fi",
         "}",
     ]
-    lines += [f'_gauntlet_export {name} "{value}"' for name, value in environment(clone / ".gauntlet").items()]
+    values = {**environment(Path("$GAUNTLET_HOME")), "GAUNTLET_HOME": str(clone / ".gauntlet")}
+    lines += [f'_gauntlet_export {name} "{value}"' for name, value in values.items()]
     lines += ['mkdir -p "$GAUNTLET_HOME/mlflow"', "unset -f _gauntlet_export; unset _gauntlet_old", ""]
     return "\n".join(lines)
 

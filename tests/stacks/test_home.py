@@ -29,6 +29,11 @@ def test_activate_leaves_what_the_user_set(tmp_path: Path) -> None:
     assert shown == {"PREFECT_HOME": "/mine", "BENTOML_HOME": str(tmp_path / ".gauntlet" / "bentoml")}
 
 
+def test_the_other_homes_lie_in_the_users_home(tmp_path: Path) -> None:
+    shown = _exports(activate_script(tmp_path), {"GAUNTLET_HOME": str(tmp_path / "mine")}, ["ZENML_CONFIG_PATH"])
+    assert shown == {"ZENML_CONFIG_PATH": str(tmp_path / "mine" / "zenml")}
+
+
 def test_activating_a_second_clone_replaces_the_first(tmp_path: Path) -> None:
     both = activate_script(tmp_path / "a") + activate_script(tmp_path / "b")
     assert _exports(both, {}, ["GAUNTLET_HOME"]) == {"GAUNTLET_HOME": str(tmp_path / "b" / ".gauntlet")}
