@@ -13,6 +13,7 @@ from bentos.release import Release
 from models.errors import WorkError
 from stacks import registry, runs
 from stacks.home import clone_dir
+from steps.apart import apart
 from steps.build import build_bento, read_pins, requirements
 from steps.deploy import ARTIFACT_FOLDER, bento_file
 from steps.package import FOLDER, Package, package_release
@@ -96,6 +97,15 @@ def test_a_bento_names_no_index_and_no_place_of_this_machine(bento: Path, tmp_pa
             assert not [place for place in places if place in text], path.name
 
 
+def test_a_place_apart_shares_nothing_with_the_user_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Trap: each `bentoml serve` empties the prometheus folder of its home, the user's running server's too."""
+    for name in ("BENTOML_PORT", "BENTOML_CONFIG", "PROMETHEUS_MULTIPROC_DIR", "PYTHONPATH"):
+        monkeypatch.setenv(name, "elsewhere")
+    environment = apart(tmp_path / "home")
+    assert environment["BENTOML_HOME"] == str(tmp_path / "home")
+    assert "elsewhere" not in environment.values()
+
+
 def test_a_damaged_release_is_not_built(wine: Release, tmp_path: Path) -> None:
     import shutil
 
@@ -166,7 +176,7 @@ def test_a_package_that_did_not_pass_says_why_and_is_tried_again(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("family", ["xgboost", "random_forest"])
 def test_a_bento_s_own_environment_is_small_and_serves(
-    family: Any, tmp_path: Path, record_property: Callable[[str, object], None]
+    family: Any, tmp_path: Path, proof: Callable[[str, object, str], None]
 ) -> None:
     """A Bento's requirements in an empty environment: under 600 MB, and golden inputs answered from there."""
     release = write(tmp_path / "release", "heart_disease", family)
@@ -178,7 +188,6 @@ def test_a_bento_s_own_environment_is_small_and_serves(
     needed = str(unpacked / "env/python/requirements.txt")
     subprocess.run([str(Path(sys.prefix) / "bin/uv"), *install, "-r", needed], check=True, timeout=800)
     size = sum(path.lstat().st_size for path in (venv / "lib").rglob("*") if path.is_file())
-    record_property("environment_mb", round(size / 1e6))
     assert size < 600e6
     listed = subprocess.run(
         [str(Path(sys.prefix) / "bin/uv"), "pip", "list", "--python", str(venv / "bin/python")],
@@ -191,6 +200,8 @@ def test_a_bento_s_own_environment_is_small_and_serves(
         answers = endpoint.predict_batch([golden.inputs for golden in release.golden])
     for answer, golden in zip(answers, release.golden, strict=True):
         assert list(answer["probabilities"].values()) == pytest.approx(golden.probabilities, abs=1e-6)
+    line = f"A Bento's requirements ({family}) in an empty environment: under 600 MB, golden inputs answered from there"
+    proof(line, f"{len(answers)} inputs", f"{size / 1e6:.0f} MB, all equal to 1e-6")
 
 
 def _unexpected(*_: Any) -> None:
