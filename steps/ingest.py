@@ -114,14 +114,23 @@ def ingest_frame(config: ModelConfig, source_name: str | None = None, digest: st
         extra = [str(name) for name in raw.columns if name not in needed]
         require_columns(raw.columns, needed, f"source '{source.name}'")
     notices = [f"columns that the YAML does not declare are left out: {names_text(extra)}"] if extra else []
+    frame = typed_frame(config, raw)
+    public = [name for name in frame.columns if not (name in config.columns and config.columns[name].personal)]
+    line = f"{source_line(config, source_name)}: {len(frame):,} rows, {len(config.columns)} columns"
+    return Ingested(frame, content_digest(frame, public), line, len(frame), tuple(notices))
+
+
+def typed_frame(config: ModelConfig, raw: pd.DataFrame) -> pd.DataFrame:
+    """Type raw rows and their target, and replace personal values.
+
+    Raises:
+        DataError: Values do not have the declared type, or the target is missing or unknown.
+    """
     typed = to_frame(raw, config.columns)
     target, problem = _target(raw[config.target.column], config)
     _stop_on(typed.problems + ((problem,) if problem else ()), config, len(raw))
     frame = typed.frame.assign(**{config.target.column: target})
-    frame = _pseudonymous(frame, config).reset_index(drop=True)
-    public = [name for name in frame.columns if not (name in config.columns and config.columns[name].personal)]
-    line = f"{source_line(config, source_name)}: {len(frame):,} rows, {len(config.columns)} columns"
-    return Ingested(frame, content_digest(frame, public), line, len(frame), tuple(notices))
+    return _pseudonymous(frame, config).reset_index(drop=True)
 
 
 @step(

@@ -1,5 +1,6 @@
 """Opening files: bytes from a path or URL, and strict tables from CSV and Parquet, every fault with its reason."""
 
+import codecs
 import csv
 import difflib
 import io
@@ -16,15 +17,13 @@ from models.errors import ConfigError, DataError
 from stacks.home import clone_dir
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-UTF8 = ("utf-8", "utf8", "utf-8-sig", "utf_8", "utf_8_sig")
+UTF8 = ("utf-8", "utf-8-sig")
 _SIGNATURES = {
     b"PK\x03\x04": "a zip or Excel file",
     b"\x1f\x8b": "a gzip file",
     b"PAR1": "a Parquet file",
     b"SQLite format 3": "an SQLite database",
     b"%PDF": "a PDF",
-    b"\xff\xfe": "UTF-16 text (encoding: utf-16)",
-    b"\xfe\xff": "UTF-16 text (encoding: utf-16)",
 }
 _BLOCK = 1 << 26
 
@@ -139,14 +138,18 @@ def utf8(content: bytes, encoding: str, where: str) -> bytes:
         DataError: The bytes are no such text; says at which line.
         ConfigError: The encoding is unknown.
     """
-    kind = next((text for start, text in _SIGNATURES.items() if content.startswith(start)), "")
-    plain = encoding.lower() in UTF8
-    if (kind and (plain or "UTF-16" not in kind)) or (plain and b"\0" in content):
-        raise DataError(f"{where}: this is no text but {kind or 'binary data'}; give a CSV file, or `kind: parquet`")
     try:
-        text = content.decode("utf-8" if plain else encoding)
+        codec = codecs.lookup(encoding).name
     except LookupError:
         raise ConfigError(f"{where}: unknown encoding '{encoding[:40]}'; try utf-8 or latin-1") from None
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) and not codec.startswith("utf-16"):
+        raise DataError(f"{where}: this is UTF-16 text, not {encoding}; set `encoding: utf-16`")
+    kind = next((text for start, text in _SIGNATURES.items() if content.startswith(start)), "")
+    if kind or (b"\0" in content and not codec.startswith(("utf-16", "utf-32"))):
+        raise DataError(f"{where}: this is no text but {kind or 'binary data'}; give a CSV file, or `kind: parquet`")
+    plain = codec in UTF8
+    try:
+        text = content.decode("utf-8" if plain else encoding)
     except (UnicodeError, ValueError) as error:
         line = content.count(b"\n", 0, getattr(error, "start", 0)) + 1
         raise DataError(f"{where}: line {line} is no {encoding} text; set `encoding`, for example latin-1") from None
