@@ -1,0 +1,487 @@
+"""The flavor on the real engines: ZenML's record, Prefect's record, and what the caller sees, for each way to end."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
+from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+from zenml import get_step_context, pipeline, step
+from zenml.client import Client
+from zenml.config.retry_config import StepRetryConfig
+from zenml.config.schedule import Schedule
+from zenml.enums import ExecutionMode, ExecutionStatus
+from zenml.execution.pipeline.utils import submit_pipeline
+from zenml.models import PipelineRunResponse
+from zenml.pipelines.run_utils import create_placeholder_run
+
+from stacks.orchestrator.flavor import PrefectOrchestratorSettings
+from stacks.orchestrator.flow_run import current_flow_run_id, prefect_api
+from stacks.stack_file import ensure_active
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _local_stack(home: Path) -> Iterator[None]:
+    ensure_active()
+    Client().activate_stack("local")
+    with prefect_api():
+        yield
+
+
+@pytest.fixture
+def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """What the steps noted, in order."""
+    path = tmp_path / "trace"
+    monkeypatch.setenv("TRACE", str(path))
+    return lambda: path.read_text().split() if path.exists() else []
+
+
+def note(word: str) -> int:
+    """Note a word and say how often it was noted before."""
+    path = Path(os.environ["TRACE"])
+    before = path.read_text().split().count(word) if path.exists() else 0
+    with path.open("a") as file:
+        file.write(f"{word}\n")
+    return before
+
+
+def last_run(name: str) -> PipelineRunResponse:
+    return Client().list_pipeline_runs(pipeline=name, sort_by="desc:created", size=1, hydrate=True).items[0]
+
+
+def flow_run_of(run: PipelineRunResponse) -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(UUID(run.orchestrator_run_id.partition(".")[0]))
+
+
+def task_runs(flow_run: FlowRun, names: Sequence[str]) -> dict[str, TaskRun]:
+    """The task runs of a flow run once those named are recorded to their end; Prefect writes them a little later."""
+    deadline = time.monotonic() + 20
+    while True:
+        with get_client(sync_client=True) as client:
+            found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
+        done = {run.name: run for run in found if run.state and run.state.is_final()}
+        if set(names) <= set(done) or time.monotonic() > deadline:
+            assert sorted(run.name for run in found) == sorted(names)
+            return done
+        time.sleep(0.05)
+
+
+def statuses(run: PipelineRunResponse) -> dict[str, str]:
+    return {name: str(step_run.status) for name, step_run in run.steps.items()}
+
+
+@step
+def source() -> int:
+    note("source")
+    return 1
+
+
+@step
+def left(value: int) -> int:
+    note("left")
+    return value + 1
+
+
+@step
+def right(value: int) -> int:
+    note("right")
+    return value + 2
+
+
+@step
+def join(first: int, second: int) -> int:
+    note("join")
+    return first * second
+
+
+@pipeline(enable_cache=False)
+def diamond() -> None:
+    value = source()
+    join(left(value), right(value))
+
+
+def test_a_run_is_a_flow_run_and_a_step_is_a_task_run(trace: Callable[[], list[str]]) -> None:
+    run = diamond()
+    assert trace()[0] == "source" and trace()[-1] == "join" and len(trace()) == 4
+    assert run.status == ExecutionStatus.COMPLETED
+    assert run.steps["join"].output.load() == 6
+    flow_run = flow_run_of(run)
+    assert flow_run.state is not None and flow_run.state.is_completed()
+    assert flow_run.name == run.name
+    tasks = task_runs(flow_run, ["source", "left", "right", "join"])
+    assert all(task.state and task.state.is_completed() and task.run_count == 1 for task in tasks.values())
+    waited = {task.id for task in tasks["join"].task_inputs["wait_for"]}  # type: ignore[union-attr]
+    assert waited == {tasks["left"].id, tasks["right"].id}
+
+
+def test_links_lead_both_ways(trace: Callable[[], list[str]]) -> None:
+    run = diamond()
+    flow_run = flow_run_of(run)
+    assert run.orchestrator_run_id == str(flow_run.id)
+    assert str(run.run_metadata["orchestrator_url"]).endswith(f"/runs/flow-run/{flow_run.id}")
+    assert str(run.run_metadata["orchestrator_run_id"]) == str(flow_run.id)
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[str(run.id)])))
+    assert [other.id for other in found] == [flow_run.id]
+    tasks = task_runs(flow_run, ["source", "left", "right", "join"])
+    assert all(task.tags == [str(run.id)] for task in tasks.values())
+
+
+def test_settings_add_tags(trace: Callable[[], list[str]]) -> None:
+    run = diamond.with_options(settings={"orchestrator": PrefectOrchestratorSettings(tags=("nightly",))})()
+    flow_run = flow_run_of(run)
+    assert set(flow_run.tags) == {"nightly", str(run.id)}
+    assert set(task_runs(flow_run, ["source", "left", "right", "join"])["join"].tags) == {"nightly", str(run.id)}
+
+
+@step
+def bad() -> int:
+    note("bad")
+    raise ValueError("no such luck")
+
+
+@step
+def after_bad(value: int) -> None:
+    note("after_bad")
+
+
+@step
+def apart() -> None:
+    note("apart")
+
+
+@pipeline(enable_cache=False)
+def unlucky() -> None:
+    value = bad()
+    after_bad(value)
+    apart(after=["source"], id="apart") if False else apart()
+
+
+@pytest.mark.parametrize(
+    ("mode", "ran", "raised"),
+    [
+        (ExecutionMode.FAIL_FAST, ["bad"], ValueError),
+        (ExecutionMode.STOP_ON_FAILURE, ["bad"], RuntimeError),
+        (ExecutionMode.CONTINUE_ON_FAILURE, ["bad", "apart"], RuntimeError),
+    ],
+)
+def test_execution_modes(
+    mode: ExecutionMode, ran: list[str], raised: type[Exception], trace: Callable[[], list[str]]
+) -> None:
+    with pytest.raises(raised, match="no such luck") as error:
+        unlucky.with_options(execution_mode=mode)()
+    assert raised is ValueError or isinstance(error.value.__cause__, ValueError)
+    executed = trace()
+    assert "after_bad" not in executed
+    # ZenML may put a step that depends on nothing before the failing one.
+    assert [word for word in executed if executed.index(word) >= executed.index("bad")] == ran or executed == [
+        "apart",
+        "bad",
+    ]
+    run = last_run("unlucky")
+    assert run.status == ExecutionStatus.FAILED
+    assert statuses(run)["bad"] == "failed"
+    flow_run = flow_run_of(run)
+    assert flow_run.state is not None and flow_run.state.is_failed()
+    assert "no such luck" in (flow_run.state.message or "")
+    tasks = task_runs(flow_run, executed)
+    assert tasks["bad"].state is not None and tasks["bad"].state.is_failed()
+    assert "no such luck" in (tasks["bad"].state.message or "")
+
+
+@step(retry=StepRetryConfig(max_retries=2, delay=0))
+def third_time() -> None:
+    if note("try") < 2:
+        raise ValueError("not yet")
+
+
+@pipeline(enable_cache=False)
+def persistent() -> None:
+    third_time()
+
+
+def test_retries_are_in_both_records(trace: Callable[[], list[str]]) -> None:
+    run = persistent()
+    assert trace() == ["try"] * 3
+    assert run.status == ExecutionStatus.COMPLETED
+    assert run.steps["third_time"].version == 3
+    task = task_runs(flow_run_of(run), ["third_time"])["third_time"]
+    assert task.run_count == 3
+
+
+@step(retry=StepRetryConfig(max_retries=1, delay=0))
+def never() -> None:
+    note("try")
+    raise ValueError("never")
+
+
+@pipeline(enable_cache=False)
+def hopeless() -> None:
+    never()
+
+
+def test_retries_end(trace: Callable[[], list[str]]) -> None:
+    with pytest.raises(RuntimeError, match="never"):
+        hopeless()
+    assert trace() == ["try"] * 2
+    run = last_run("hopeless")
+    assert (str(run.status), statuses(run)["never"]) == ("failed", "failed")
+    assert task_runs(flow_run_of(run), ["never"])["never"].run_count == 2
+
+
+@pipeline(enable_cache=True)
+def remembered() -> None:
+    value = source()
+    left(value)
+
+
+def test_cached_steps_have_task_runs_that_say_so(trace: Callable[[], list[str]]) -> None:
+    first = remembered.with_options(settings={})()
+    executed = trace()
+    second = remembered()
+    assert trace() == executed
+    assert statuses(second) == {"source": "cached", "left": "cached"}
+    assert second.steps["left"].output.id == first.steps["left"].output.id
+    tasks = task_runs(flow_run_of(second), ["source", "left"])
+    assert {task.state.name for task in tasks.values() if task.state} == {"Cached"}
+
+
+def on_bad(error: BaseException) -> None:
+    note(f"failure:{type(error).__name__}")
+
+
+def on_good() -> None:
+    note(f"success:{get_step_context().step_run.name}")
+
+
+def begin(word: str) -> str:
+    note("init")
+    return word
+
+
+def end() -> None:
+    note("cleanup")
+
+
+@step
+def asks() -> None:
+    note(f"state:{get_step_context().pipeline_state}")
+
+
+@pipeline(
+    enable_cache=False,
+    on_failure=on_bad,
+    on_success=on_good,
+    on_init=begin,
+    on_init_kwargs={"word": "hello"},
+    on_cleanup=end,
+)
+def hooked(fail: bool) -> None:
+    asks()
+    if fail:
+        bad(after=["asks"])
+
+
+def test_hooks(trace: Callable[[], list[str]]) -> None:
+    hooked(fail=False)
+    assert trace() == ["init", "state:hello", "success:asks", "cleanup"]
+
+
+def test_hooks_of_a_failure(trace: Callable[[], list[str]]) -> None:
+    with pytest.raises(RuntimeError):
+        hooked(fail=True)
+    assert trace() == ["init", "state:hello", "success:asks", "bad", "failure:ValueError", "cleanup"]
+
+
+def broken_begin() -> None:
+    raise ValueError("no beginning")
+
+
+@pipeline(enable_cache=False, on_init=broken_begin)
+def stillborn() -> None:
+    apart()
+
+
+def test_failing_init_hook_fails_both_records_and_keeps_the_link(trace: Callable[[], list[str]]) -> None:
+    with pytest.raises(Exception, match="init hook"):
+        stillborn()
+    run = last_run("stillborn")
+    assert run.status == ExecutionStatus.FAILED and trace() == []
+    flow_run = flow_run_of(run)
+    assert flow_run.state is not None and flow_run.state.is_failed()
+    assert str(flow_run.id) in str(run.run_metadata["orchestrator_url"])
+
+
+def test_inside_a_flow_run_the_steps_join_it(trace: Callable[[], list[str]]) -> None:
+    runs: list[PipelineRunResponse] = []
+
+    @flow
+    def outer() -> UUID | None:
+        runs.append(diamond())
+        runs.append(persistent())
+        return current_flow_run_id()
+
+    flow_run_id = outer()
+    assert [run.orchestrator_run_id for run in runs] == [str(flow_run_id)] * 2
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(flow_run_id)
+        subflows = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[str(runs[0].id)])))
+    assert [other.id for other in subflows] == [flow_run_id]
+    assert {str(run.id) for run in runs} <= set(flow_run.tags)
+    tasks = task_runs(flow_run, ["source", "left", "right", "join", "third_time"])
+    assert tasks["third_time"].tags == [str(runs[1].id)]
+
+
+def test_the_same_snapshot_twice_in_a_flow_run_keeps_its_runs_apart(trace: Callable[[], list[str]]) -> None:
+    snapshot_id = diamond().snapshot.id
+    client = Client()
+    ids: list[str] = []
+
+    @flow
+    def outer() -> None:
+        for _ in range(2):
+            snapshot = client.get_snapshot(snapshot_id)
+            run = create_placeholder_run(snapshot)
+            submit_pipeline(snapshot, client.active_stack, run)
+            again = client.get_pipeline_run(run.id)
+            assert again.status == ExecutionStatus.COMPLETED
+            ids.append(again.orchestrator_run_id)
+            assert str(flow_run_of(again).id) == str(current_flow_run_id())
+
+    outer()
+    assert len(set(ids)) == 2 and ids[1].startswith(ids[0])
+
+
+def test_failure_in_an_outer_flow_reaches_its_record(trace: Callable[[], list[str]]) -> None:
+    @flow
+    def outer() -> None:
+        unlucky()
+
+    with pytest.raises(RuntimeError, match="no such luck"):
+        outer()
+    flow_run = flow_run_of(last_run("unlucky"))
+    assert flow_run.flow_id and flow_run.state is not None and flow_run.state.is_failed()
+
+
+def test_the_run_id_is_gone_after_the_run(trace: Callable[[], list[str]]) -> None:
+    orchestrator = Client().active_stack.orchestrator
+    diamond()
+    with pytest.raises(RuntimeError, match="no pipeline is running"):
+        orchestrator.get_orchestrator_run_id()
+    with pytest.raises(RuntimeError, match="no such luck"):
+        unlucky()
+    with pytest.raises(RuntimeError, match="no pipeline is running"):
+        orchestrator.get_orchestrator_run_id()
+
+
+@step
+def knows_its_run() -> None:
+    orchestrator = Client().active_stack.orchestrator
+    note(orchestrator.get_orchestrator_run_id())
+    note(str(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value()))
+
+
+@pipeline(enable_cache=False)
+def knowing() -> None:
+    knows_its_run(id="one")
+    knows_its_run(id="two", after=["one"])
+
+
+def test_trap_flow_heartbeats_are_off_and_the_run_id_is_one(trace: Callable[[], list[str]]) -> None:
+    run = knowing()
+    assert trace() == [run.orchestrator_run_id, "None"] * 2
+
+
+def test_a_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not support scheduling"):
+        diamond.with_options(schedule=Schedule(name="no", cron_expression="0 3 * * *"))()
+    assert Client().list_schedules(name="no").total == 0
+
+
+@step
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+@step(retry=StepRetryConfig(max_retries=3, delay=0))
+def interrupted_with_retries() -> None:
+    note("try")
+    raise KeyboardInterrupt
+
+
+@pipeline(enable_cache=False)
+def impatient(retries: bool) -> None:
+    if retries:
+        interrupted_with_retries(id="step")
+    else:
+        interrupted(id="step")
+
+
+@pytest.mark.parametrize("retries", [False, True])
+def test_an_interrupt_ends_both_records(retries: bool, trace: Callable[[], list[str]]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        impatient(retries)
+    assert len(trace()) == int(retries)
+    run = last_run("impatient")
+    assert run.status in (ExecutionStatus.FAILED, ExecutionStatus.STOPPED)
+    assert not run.in_progress
+    assert statuses(run)["step"] in ("failed", "stopped")
+    flow_run = flow_run_of(run)
+    assert flow_run.state is not None and flow_run.state.is_crashed()
+    task = task_runs(flow_run, ["step"])["step"]
+    assert task.state is not None and task.state.is_crashed()
+
+
+@step
+def add(first: int, second: int) -> int:
+    note("add")
+    return first + second
+
+
+@pipeline(dynamic=True, enable_cache=False)
+def grown(fail: bool) -> None:
+    one, two = source.submit(), source.submit()
+    total = add(one.load(), two.load())
+    if total.load() == 2:
+        add(total, 1)
+    if fail:
+        bad()
+
+
+def test_dynamic_pipelines(trace: Callable[[], list[str]]) -> None:
+    run = grown(fail=False)
+    assert run.status == ExecutionStatus.COMPLETED
+    flow_run = flow_run_of(run)
+    assert str(flow_run.id) in str(run.run_metadata["orchestrator_url"])
+    assert flow_run.state is not None and flow_run.state.is_completed()
+    task_runs(flow_run, ["source", "source_2", "add", "add_2"])
+
+
+def test_dynamic_pipeline_that_fails(trace: Callable[[], list[str]]) -> None:
+    with pytest.raises(ValueError, match="no such luck"):
+        grown(fail=True)
+    run = last_run("grown")
+    assert run.status == ExecutionStatus.FAILED
+    flow_run = flow_run_of(run)
+    assert flow_run.state is not None and flow_run.state.is_failed()
+
+
+def test_fetch_status(trace: Callable[[], list[str]]) -> None:
+    orchestrator: Any = Client().active_stack.orchestrator
+    with pytest.raises(RuntimeError):
+        unlucky.with_options(execution_mode=ExecutionMode.CONTINUE_ON_FAILURE)()
+    run = last_run("unlucky")
+    task_runs(flow_run_of(run), ["bad", "apart"])
+    status, steps = orchestrator.fetch_status(run, include_steps=True)
+    assert status is None, "a finished run is as ZenML has it"
+    assert steps == {"bad": ExecutionStatus.FAILED, "apart": ExecutionStatus.COMPLETED}
+    unfinished = run.model_copy(deep=True)
+    unfinished.body.status = ExecutionStatus.RUNNING  # type: ignore[union-attr]
+    assert orchestrator.fetch_status(unfinished) == (ExecutionStatus.FAILED, None)
