@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Mapping
 from importlib import metadata
@@ -80,6 +81,15 @@ def build_bento(
         said = bounded(" ".join((done.stderr or done.stdout).split())[-600:], 600)
         raise WorkError(f"BentoML could not build {model}:{bento_version(version)}: … {said}")
     return target
+
+
+def unpack(bento: Path, folder: Path) -> Path:
+    """Unpack an exported Bento into a folder (made here) and return that folder."""
+    with tarfile.open(bento) as archive:
+        # As Python's manual writes it for versions before 3.11.4, which have no filters.
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        archive.extractall(folder)
+    return folder
 
 
 def requirements(family: Family, lock: Path | None = None) -> list[str]:

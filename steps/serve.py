@@ -6,7 +6,6 @@ import math
 import socket
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from models.errors import WorkError
 from stacks.home import clone_dir
 from stacks.orchestrator.tether import tethered
 from steps.apart import apart
+from steps.build import unpack
 
 TOLERANCE = 1e-6
 READY_SECONDS = 90.0
@@ -128,8 +128,7 @@ def smoke_test(bento: Path, release: Release) -> Latency:
     model, _, version = bento.stem.rpartition("-")
     with tempfile.TemporaryDirectory(prefix="gauntlet-smoke-") as folder:
         store = Path(folder)
-        with tarfile.open(bento) as archive:
-            archive.extractall(store / model / version, filter="data")
+        unpack(bento, store / model / version)
         with serving(f"{model}:{version}", store) as endpoint:
             compare(endpoint, release, int(version))
             return _latency(endpoint, release.golden)

@@ -1,7 +1,6 @@
 import re
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from models.errors import WorkError
 from stacks import registry, runs
 from stacks.home import clone_dir
 from steps.apart import apart
-from steps.build import build_bento, read_pins, requirements
+from steps.build import build_bento, read_pins, requirements, unpack
 from steps.deploy import ARTIFACT_FOLDER, bento_file
 from steps.package import FOLDER, Package, package_release
 from steps.serve import Latency, compare, serving
@@ -68,7 +67,7 @@ def test_pins_are_read_by_their_markers(tmp_path: Path) -> None:
 
 def test_a_bento_holds_the_service_the_release_and_nothing_else(bento: Path, wine: Release, tmp_path: Path) -> None:
     assert (bento.name, FOLDER) == (bento_file("wine", 7), ARTIFACT_FOLDER)
-    unpacked = _unpacked(bento, tmp_path)
+    unpacked = unpack(bento, tmp_path)
     files = {path.relative_to(unpacked / "src").as_posix() for path in (unpacked / "src").rglob("*") if path.is_file()}
     assert {name.partition("/")[0] for name in files} == {"bentos", "models", "release", "bentofile.yaml"}
     assert {name for name in files if name.startswith("models/")} == {
@@ -85,7 +84,7 @@ def test_a_bento_holds_the_service_the_release_and_nothing_else(bento: Path, win
 
 def test_a_bento_names_no_index_and_no_place_of_this_machine(bento: Path, tmp_path: Path) -> None:
     """Trap: BentoML's own locking writes an index address."""
-    unpacked = _unpacked(bento, tmp_path)
+    unpacked = unpack(bento, tmp_path)
     needed = (unpacked / "env/python/requirements.txt").read_text()
     assert re.findall(r"(?m)^bentoml==", needed) == ["bentoml=="]
     assert not (unpacked / "env/python/requirements.lock.txt").exists()
@@ -124,7 +123,7 @@ def test_a_bento_that_answers_otherwise_fails_its_smoke_test(bento: Path, wine: 
     other = write(tmp_path / "other", "wine", "random_forest")
     forged = Release.open(wine.directory)
     forged.__dict__["golden"] = other.golden  # same rows, a forest's answers
-    _unpacked(bento, tmp_path / "bentos/wine/000007")
+    unpack(bento, tmp_path / "bentos/wine/000007")
     with serving("wine:000007", tmp_path / "bentos") as endpoint:
         compare(endpoint, wine, 7)
         for release, version, said in ((wine, 8, "another"), (other, 7, "another"), (forged, 7, "differently")):
@@ -181,7 +180,7 @@ def test_a_bento_s_own_environment_is_small_and_serves(
     """A Bento's requirements in an empty environment: under 600 MB, and golden inputs answered from there."""
     release = write(tmp_path / "release", "heart_disease", family)
     bento = build_bento(release.directory, "heart_disease", 3, {}, tmp_path)
-    unpacked = _unpacked(bento, tmp_path / "bentos/heart_disease/000003")
+    unpacked = unpack(bento, tmp_path / "bentos/heart_disease/000003")
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     install = ["pip", "install", "--quiet", "--python", str(venv / "bin/python")]
@@ -206,9 +205,3 @@ def test_a_bento_s_own_environment_is_small_and_serves(
 
 def _unexpected(*_: Any) -> None:
     raise AssertionError("built again")
-
-
-def _unpacked(bento: Path, folder: Path) -> Path:
-    with tarfile.open(bento) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
