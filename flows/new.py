@@ -14,7 +14,7 @@ def write_model(name: str, data: Path, target: str, force: bool) -> Path:
         ConfigError: The name is no model name, or the YAML exists and `force` is not set.
         DataError: The data cannot be read, or have no such target.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name) or name == "base":
+    if not re.fullmatch(r"[a-z]([a-z0-9_]{0,61}[a-z0-9])?", name) or name == "base":
         raise ConfigError(f"'{name}' is no model name: lower case letters, digits and underscores, a letter first")
     path = models_dir() / f"{name}.yaml"
     if path.exists() and not force:
