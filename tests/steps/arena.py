@@ -1,11 +1,18 @@
 """Versions in the real MLflow store and Bentos in real BentoML stores, without training anything."""
 
+import atexit
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import uuid
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +38,30 @@ class Tiny:
 """
 BUILD = """
 import sys
-from pathlib import Path
 
 import bentoml
 
-context, target, model, *versions = sys.argv[1:]
-for version in versions:
-    Path(context, "version.txt").write_text(version)
-    options = {"include": ["service.py", "version.txt"], "python": {"lock_packages": False}}
-    bentoml.build("service:Tiny", name=model, version=version, build_ctx=context, **options)
-    bentoml.bentos.export_bento(f"{model}:{version}", str(Path(target, f"{model}-{version}.bento")))
+context, target = sys.argv[1:]
+options = {"include": ["service.py", "version.txt"], "python": {"lock_packages": False}}
+bentoml.build("service:Tiny", name="template", version="000000", build_ctx=context, **options)
+bentoml.bentos.export_bento("template:000000", target)
 """
+
+
+@lru_cache
+def _template() -> Path:
+    """A tiny Bento that BentoML built, unpacked; the others are it under another tag."""
+    folder = Path(tempfile.mkdtemp(prefix="gauntlet-test-bento-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "context").mkdir()
+    (folder / "context" / "service.py").write_text(SERVICE)
+    (folder / "context" / "version.txt").write_text("")
+    command = [sys.executable, "-c", BUILD, str(folder / "context"), str(folder / "template.bento")]
+    env = {**os.environ, "BENTOML_HOME": str(folder / "built")}
+    subprocess.run(command, env=env, cwd=folder, check=True, capture_output=True)
+    with tarfile.open(folder / "template.bento") as archive:
+        archive.extractall(folder / "template", filter="data")
+    return folder / "template"
 
 
 def start_script(folder: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
@@ -134,11 +154,11 @@ class Arena:
     def add_versions(self, count: int) -> None:
         """Register versions, each with a tiny Bento that answers its own number."""
         numbers = range(self.count + 1, self.count + count + 1)
-        self._build([bento_version(number) for number in numbers])
         store = registry.client()
         if not self.count:
             store.create_registered_model(self.model)
         for number in numbers:
+            self._build(bento_version(number))
             run = store.create_run(experiment_id="0")
             logged = store.create_logged_model("0", name=self.model, source_run_id=run.info.run_id)
             store.finalize_logged_model(logged.model_id, "READY")
@@ -147,13 +167,22 @@ class Arena:
             registry.log_file(self.model, number, self.folder / bento_file(self.model, number), ARTIFACT_FOLDER)
         self.count += count
 
-    def _build(self, versions: list[str]) -> None:
-        context = self.folder / "context"
-        context.mkdir(exist_ok=True)
-        (context / "service.py").write_text(SERVICE)
-        command = [sys.executable, "-c", BUILD, str(context), str(self.folder), self.model, *versions]
-        env = {**self.env, "BENTOML_HOME": str(self.folder / "built")}
-        subprocess.run(command, env=env, cwd=self.folder, check=True, capture_output=True)
+    def _build(self, version: str) -> None:
+        bento = shutil.copytree(_template(), self.folder / "built")
+        (bento / "src" / "version.txt").write_text(version)
+        info = (bento / "bento.yaml").read_text()
+        created = f"creation_time: '{datetime.now(UTC).isoformat()}'"
+        for line, new in (
+            ("name", f"name: {self.model}"),
+            ("version", f"version: '{version}'"),
+            ("creation_time", created),
+        ):
+            info, count = re.subn(rf"(?m)^{line}: .*$", new, info)
+            assert count == 1
+        (bento / "bento.yaml").write_text(info)
+        with tarfile.open(self.folder / f"{self.model}-{version}.bento", "w:xz", preset=0) as archive:
+            archive.add(bento, ".")
+        shutil.rmtree(bento)
 
     def bentoml(self, *arguments: str) -> str:
         """Run the user's own `bentoml` command on the session's store."""
