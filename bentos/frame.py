@@ -240,6 +240,8 @@ def _quick_numbers(cells: _Array) -> _Array | None:
     """
     if cells.dtype != object:
         return None if cells.dtype == np.bool_ else cells.astype(np.float64)
+    if len(cells) > 50_000 and len(pd.unique(cells[:10_000])) < 1_000:
+        return None  # few different values: converting each once is faster
     kinds = set(map(type, cells))
     if not kinds <= {str, int, float} or (kinds == {str} and "_" in "\0".join(cells)):
         return None

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -129,8 +129,8 @@ def typed_frame(config: ModelConfig, raw: pd.DataFrame) -> pd.DataFrame:
     typed = to_frame(raw, config.columns)
     target, problem = _target(raw[config.target.column], config)
     _stop_on(typed.problems + ((problem,) if problem else ()), config, len(raw))
-    frame = typed.frame.assign(**{config.target.column: target})
-    return _pseudonymous(frame, config).reset_index(drop=True)
+    columns = {name: typed.frame[name].to_numpy() for name in config.columns}
+    return pd.DataFrame({**columns, config.target.column: target, **_pseudonymous(columns, config)})
 
 
 @step(
@@ -218,15 +218,13 @@ def _stop_on(problems: Sequence[Problem], config: ModelConfig, rows: int) -> Non
     )
 
 
-def _pseudonymous(frame: pd.DataFrame, config: ModelConfig) -> pd.DataFrame:
-    """Replace personal values; keep the bucket that the split goes by, which must not depend on the key."""
-    personal = [name for name, column in config.columns.items() if column.personal]
+def _pseudonymous(columns: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Stand-ins of personal columns; and the bucket that the split goes by, which must not depend on the key."""
     replaced: dict[str, Any] = {}
-    for name in personal:
-        values = frame[name].to_numpy()
-        codes, distinct = pd.factorize(values)
+    for name in (name for name, column in config.columns.items() if column.personal):
+        codes, distinct = pd.factorize(columns[name])
         key = secret_key()
         replaced[name] = np.array([*(pseudonym(text, key) for text in distinct), np.nan], dtype=object)[codes]
         if name == config.split.column and config.split.by == "entity":
-            replaced[BUCKET] = bucket_of(values)
-    return frame.assign(**replaced)
+            replaced[BUCKET] = bucket_of(columns[name])
+    return replaced

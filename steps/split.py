@@ -1,7 +1,7 @@
 """Splitting: each row by itself is train or test, decided by a seeded hash or by time, never by position."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -37,13 +37,17 @@ def split_frame(config: ModelConfig, frame: pd.DataFrame) -> Split:
     """
     chosen = in_test(config, frame)
     _check_sides(config, frame, chosen)
-    train, test = frame[~chosen], frame[chosen]
+    train, test = frame.take(np.flatnonzero(~chosen)), frame.take(np.flatnonzero(chosen))
     if config.sample_size is not None and config.sample_size < len(train):
         order = row_hashes(config, train, "sample")
         kept = np.sort(np.argsort(order, kind="stable")[: config.sample_size])
         train = train.iloc[kept]
-        _check_classes(config, train, "the training sample", f"raise sample_size above {config.sample_size}")
-    return Split(train.reset_index(drop=True), test.reset_index(drop=True))
+        if config.task == "classification":
+            expected = config.target.labels or sorted(frame[config.target.column].unique())
+            advice = f"raise sample_size above {config.sample_size}"
+            _check_classes(expected, train[config.target.column], "the training sample", advice)
+    train.index, test.index = pd.RangeIndex(len(train)), pd.RangeIndex(len(test))
+    return Split(train, test)
 
 
 def in_test(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dtype[np.bool_]]":
@@ -80,7 +84,7 @@ def row_hashes(config: ModelConfig, frame: pd.DataFrame, purpose: str) -> _Words
 
 
 def content_hashes(frame: pd.DataFrame, names: Sequence[str], salt: str = "") -> _Words:
-    """A 64-bit hash of some columns of each row of a typed frame; equal rows share it."""
+    """A 64-bit hash of some columns of each row of a typed frame (texts may be categoricals); equal rows share it."""
     total = np.full(len(frame), _word(salt), dtype=np.uint64)
     for name in names:
         total = _mix(total ^ _mix(_words(frame[name]) ^ _word(name)))
@@ -134,19 +138,16 @@ def _check_sides(config: ModelConfig, frame: pd.DataFrame, chosen: "np.ndarray[A
             f"side needs {MIN_TEST_ROWS}: give more rows (with more different values), or change split.test"
         )
     advice = "give more rows of it, drop it from target.labels, or change split.test or seed"
-    _check_classes(config, frame[~chosen], "the training rows", advice, frame)
-    _check_classes(config, frame[chosen], "the test rows", advice, frame)
+    if config.task == "classification":
+        target = frame[config.target.column]
+        expected = config.target.labels or sorted(target.unique())
+        _check_classes(expected, target[~chosen], "the training rows", advice)
+        _check_classes(expected, target[chosen], "the test rows", advice)
 
 
-def _check_classes(
-    config: ModelConfig, rows: pd.DataFrame, side: str, advice: str, whole: pd.DataFrame | None = None
-) -> None:
-    if config.task != "classification":
-        return
-    expected: Sequence[str] = config.target.labels
-    if not expected and whole is not None:
-        expected = sorted(whole[config.target.column].unique())
-    absent = [label for label in expected if not (rows[config.target.column] == label).any()]
+def _check_classes(expected: Sequence[str], target: "pd.Series[Any]", side: str, advice: str) -> None:
+    found = set(target.unique())
+    absent = [label for label in expected if label not in found]
     if absent:
         raise DataError(f"class '{absent[0][:40]}' is missing in {side} ({len(absent)} such classes): {advice}")
 
@@ -157,16 +158,21 @@ def _word(text: str) -> np.uint64:
 
 def _words(series: "pd.Series[Any]") -> _Words:
     """64 bits per value: a number's own bits, a text's hash; all kinds of NaN are one."""
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        return _text_words(series.cat.codes.to_numpy(), series.cat.categories)
     values = series.to_numpy()
     if values.dtype == object:
-        codes, distinct = pd.factorize(values)
-        return np.array([*(_word(f"text:{text}") for text in distinct), _NAN], dtype=np.uint64)[codes]
+        return _text_words(*pd.factorize(values))
     if values.dtype.kind == "M":
         return values.astype("datetime64[ns]").view(np.int64).astype(np.uint64)
     numbers = values.astype(np.float64) + 0.0
     words = numbers.view(np.uint64)
     words[np.isnan(numbers)] = _NAN
     return words
+
+
+def _text_words(codes: "np.ndarray[Any, Any]", distinct: Iterable[Any]) -> _Words:
+    return np.array([*(_word(f"text:{text}") for text in distinct), _NAN], dtype=np.uint64)[codes]
 
 
 def _mix(words: _Words) -> _Words:

@@ -17,7 +17,7 @@ from steps.frames import FRAME_MATERIALIZER
 from steps.leak import told_alone
 from steps.quality import Check, QualityReport, check_severities, report_of, severity_of
 from steps.split import content_hashes, in_test
-from steps.suite import as_view, run_suite, wanted
+from steps.suite import CROSSING, REPEATED, as_view, run_suite, wanted
 
 log = logging.getLogger(__name__)
 SAMPLE = 20_000
@@ -42,8 +42,10 @@ def validate_frame(config: ModelConfig, frame: pd.DataFrame, reference: pd.DataF
         WorkError: Great Expectations itself failed.
     """
     check_severities(config)
-    repeated = pd.Series(content_hashes(frame, [c for c in frame.columns if c in _public(config)])).duplicated()
-    view = as_view(frame, repeated.to_numpy(), _crossing(config, frame))
+    view = as_view(frame)
+    repeated = pd.Series(content_hashes(view, [c for c in view.columns if c in _public(config)])).duplicated()
+    flags = {REPEATED: repeated.to_numpy(np.float64), CROSSING: _crossing(config, view).astype(np.float64)}
+    view = pd.DataFrame({**view, **flags})  # one block per type: pandas would consolidate at every later copy
     checks = run_suite(config, wanted(config, frame), view)
     checks += [*_balance(config, frame), *_leaks(config, frame), *_drift(config, frame, reference)]
     return report_of(config, len(frame), checks)
@@ -146,6 +148,7 @@ def _leaks(config: ModelConfig, frame: pd.DataFrame) -> Iterator[Check]:
     """Columns that the model may see, one by one; the target must not be found in any."""
     most = config.validation.max_leak
     figure = "R²" if config.task == "regression" else "accuracy"
+    frame = frame.take(np.random.default_rng(config.seed).permutation(len(frame))[:SAMPLE])
     for name, column in config.columns.items():
         severity = severity_of(config, "leak", name)
         if severity is None or not column.feature or column.personal or column.type == "text":
