@@ -60,7 +60,7 @@ def stages(raw: Any) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure, print, and return 1 when the rate is below the limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -94,7 +94,7 @@ def main() -> int:
     met = all(figures[kind]["rows_per_second"] >= LIMIT for kind in kinds)
     print(f"\nlimit {LIMIT:,} rows/s: {'met' if met else 'MISSED'}")
     print(json.dumps({"benchmark": "prepare", **figures, "met": met}))
-    return 0
+    return 0 if met else 1
 
 
 if __name__ == "__main__":
