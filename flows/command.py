@@ -42,7 +42,8 @@ def reported(function: Callable[..., int | None]) -> Callable[..., None]:
         except GauntletError as error:
             code = _fail(str(error), error.exit_code, options)
         except Exception as error:
-            code = _fail(f"{type(error).__name__}: {bounded(str(error), 800)}", 1, options)
+            hint = "" if options.get("debug") else " (--debug shows the traceback)"
+            code = _fail(f"{type(error).__name__}: {bounded(str(error), 800)}{hint}", 1, options)
         raise typer.Exit(code)
 
     return command
@@ -54,8 +55,6 @@ def _fail(message: str, code: int, options: Mapping[str, Any]) -> int:
     if options.get("debug"):
         err.print_exception()
     err.print(f"Error: {message}", style="red", markup=False)
-    if not options.get("debug") and code == 1:
-        err.print("(--debug shows the traceback)", style="dim")
     if options.get("as_json"):
         print_json({"error": message, "exit_code": code})
     return code

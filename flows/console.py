@@ -18,6 +18,8 @@ from models.errors import bounded
 STARTED = re.compile(r"Step `(.+)` has started\.")
 FINISHED = re.compile(r"Step `(.+)` has finished in `(.+)`\.")
 CACHED = re.compile(r"Using cached version of step `(.+)`\.")
+FAILED = re.compile(r"Failed to run step `(.+?)`")
+ENGINES = ("zenml", "prefect")
 OURS = ("models", "stacks", "bentos", "steps", "flows", "gauntlet")
 
 out = Console(highlight=False, soft_wrap=True)
@@ -25,9 +27,10 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class RunHandler(logging.Handler):
-    """Shows a run on stderr: steps as they start and end, our own messages, everyone's warnings.
+    """Shows a run on stderr: steps as they start and end, our own messages, other libraries' warnings.
 
-    As text, one line a step; as JSON, one object a record with the ids bound by `bind`.
+    As text, one line a step; as JSON, one object a record with the ids bound by `bind`. What ZenML and Prefect say of a
+    failure is left to their own records: the command ends with the reason, once.
     """
 
     def __init__(self, as_json: bool, level: int) -> None:
@@ -44,11 +47,10 @@ class RunHandler(logging.Handler):
         """Write one record, or nothing where it is another library's chatter."""
         try:
             message = record.getMessage()
-            step = record.name.startswith("zenml") and (
-                STARTED.search(message) or FINISHED.search(message) or CACHED.search(message)
-            )
-            ours = record.name.split(".")[0] in OURS
-            if not (step or ours or record.levelno >= max(logging.WARNING, self.level)):
+            room = record.name.split(".")[0]
+            step = room == "zenml" and any(form.search(message) for form in (STARTED, FINISHED, CACHED, FAILED))
+            loud = room not in ENGINES and record.levelno >= logging.WARNING
+            if not (step or loud or room in OURS or self.level <= logging.DEBUG):
                 return
             if self.as_json:
                 self._write_json(record, message)
@@ -80,6 +82,8 @@ class RunHandler(logging.Handler):
             err.print(f"  [green]✓[/green] {match[1]:<10} {seconds:6.1f} s")
         elif match := CACHED.search(message):
             err.print(f"  [green]✓[/green] {match[1]:<10} [dim]cached[/dim]")
+        elif match := FAILED.search(message):
+            err.print(f"  [red]✗[/red] {match[1]}")
 
 
 def use_logging(level: str, style: str) -> RunHandler:

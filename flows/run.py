@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import load_model, parse_set
-from models.errors import GauntletError, WorkError
+from models.errors import GauntletError
 from stacks.home import use_home
 
 
@@ -68,15 +68,11 @@ def _inner_error(work: Any) -> Any:
     """Call `work`; what ZenML or Prefect wrapped around our own error is taken off again."""
     try:
         return work()
-    except GauntletError:
-        raise
     except Exception as error:
         cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, GauntletError):
-                raise cause from None
+        while cause is not None and not isinstance(cause, GauntletError):
             cause = cause.__cause__ or cause.__context__
-        raise WorkError(f"{type(error).__name__}: {error}") from error
+        raise (cause or error) from (None if cause else error.__cause__)
 
 
 def _describe(source: Any) -> str:

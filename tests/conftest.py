@@ -62,7 +62,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     head = [
         "# Proof",
         "",
-        f"Written by `make prove` on {datetime.now(UTC):%Y-%m-%d}: what is promised, how often it was tried, what came out.",
+        f"Written by `make prove`, {datetime.now(UTC):%Y-%m-%d}: what is promised, how often tried, what came out.",
         "",
         "| line | count | result |",
         "|---|---|---|",

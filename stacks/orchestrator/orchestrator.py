@@ -373,11 +373,12 @@ def _bury_dead_runs() -> None:
 
 def _fail_zenml_run(run_id: UUID, reason: str) -> None:
     client = Client()
+    # The run first: of a stopped step alone ZenML would make a stopped run.
+    if not client.get_pipeline_run(run_id, hydrate=False).status.is_finished:
+        publish_utils.publish_pipeline_run_status_update(run_id, ExecutionStatus.FAILED, status_reason=reason)
     for step_run in client.list_run_steps(pipeline_run_id=run_id, size=500).items:
         if not step_run.status.is_finished:
             publish_utils.publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPED)
-    if not client.get_pipeline_run(run_id, hydrate=False).status.is_finished:
-        publish_utils.publish_pipeline_run_status_update(run_id, ExecutionStatus.FAILED, status_reason=reason)
 
 
 def _status(state: State[Any] | None) -> ExecutionStatus:

@@ -32,7 +32,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "header only": (TEXT.splitlines()[0].encode() + b"\n", "no rows"),
     "wrong separator": (TEXT.replace(",", ";").encode(), "separator"),
     "duplicate columns": (TEXT.replace("pressure", "age", 1).encode(), "age"),
-    "ragged rows": (TEXT.replace("\n", ",1,2\n", 40).replace(",1,2\n", "\n", 1).encode(), "line"),
+    "ragged rows": (TEXT.replace("\n", ",1,2\n", 40).replace(",1,2\n", "\n", 1).encode(), "row"),
     "binary junk": (bytes(range(256)) * 40, "text"),
     "missing target": (_csv(lambda f: f.drop(columns="ill")), "ill"),
     "missing column": (_csv(lambda f: f.rename(columns={"pressure": "presure"})), "pressure"),
