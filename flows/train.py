@@ -15,6 +15,7 @@ from stacks import registry
 from stacks.ledger import current_actor, open_ledger
 from stacks.stack_file import ensure_active
 from steps.ingest import source_digest
+from steps.metrics import require_metric
 from steps.promote import repair, require_gates
 
 STEP_PARTS: Mapping[str, tuple[str, ...]] = {
@@ -54,6 +55,7 @@ def train(
     started = time.monotonic()
     stack = ensure_active()
     config = resolve_model(model, overrides or [], stack).config
+    require_metric(config, config.target.labels)
     require_gates(config)
     used = config.source(source).name
     registry.initialise()

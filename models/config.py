@@ -422,7 +422,7 @@ def load_model(name: str, overrides: Sequence[Layer] = ()) -> Resolved:
 
 
 def resolve(layers: Sequence[Layer]) -> Resolved:
-    """Merge layers (mappings key by key, everything else whole) and validate the result.
+    """Merge layers (mappings key by key; all else, and a tuning parameter's range, whole) and validate the result.
 
     Raises:
         ConfigError: A key or value is wrong; the message names the key, the layer and what is allowed.
@@ -494,11 +494,14 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        old, here = merged.get(key), (*path, key)
+        is_range = here[:2] == ("tuning", "candidates") and len(here) == 4
+        if isinstance(old, dict) and isinstance(value, dict) and not is_range:
+            value = _merge(old, value, here)
+        merged[key] = value
     return merged
 
 

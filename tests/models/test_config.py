@@ -33,6 +33,12 @@ def test_layers_and_who_set_what() -> None:
     assert resolved.origins["metric"] == "models/wine.yaml"
 
 
+def test_a_range_is_replaced_whole() -> None:
+    layer = parse_set(["tuning.candidates.logistic_regression.C={choice: [1.0, 2.0]}"])
+    parameter = load_model("wine", [layer]).config.tuning.candidates["logistic_regression"]["C"]
+    assert parameter == config_module.Parameter(choice=(1.0, 2.0))
+
+
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
