@@ -36,6 +36,7 @@ from steps.split import split_frame
 MOST_CLASSES = 20
 MOST_CODES = 10
 SEEDS = 20
+EXACT = 0.99999
 MIN_ROWS = 20
 _POSITIVE = {"1", "true", "yes", "y", "t", "positive", "pos", "disease", "churned", "default", "fraud", "bad"}
 _RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "none"}
@@ -227,7 +228,23 @@ def _leaks(looks: Sequence[Look], raw: "pd.Series[Any]", outcome: Outcome) -> di
     """Columns that alone tell the target, with how well."""
     target = raw.astype(np.float64) if outcome.task == "regression" else raw.astype(str).astype(object)
     scores = {look.name: told_alone(look.values, target, 0) for look in looks if look.type != "text"}
-    return {name: score for name, score in scores.items() if score >= Validation().max_leak}
+    leaks = {name: score for name, score in scores.items() if score >= Validation().max_leak}
+    return leaks | (_parts_of(target, looks) if outcome.task == "regression" and not leaks else {})
+
+
+def _parts_of(target: "pd.Series[Any]", looks: Sequence[Look]) -> dict[str, float]:
+    """Columns of which a numeric target is an exact weighted sum, such as a total of its parts, with the R² of that."""
+    numbers = [look for look in looks if look.type in ("number", "integer") and not look.share and not look.is_id]
+    if len(numbers) < 2 or len(numbers) > 200 or len(target) < 10 * len(numbers):
+        return {}
+    matrix = np.column_stack([look.values.to_numpy(np.float64) for look in numbers])
+    scaled = (matrix - matrix.mean(axis=0)) / matrix.std(axis=0)
+    centred = target.to_numpy(np.float64) - target.mean()
+    weights, *_ = np.linalg.lstsq(scaled, centred, rcond=None)
+    told = 1 - float(((centred - scaled @ weights) ** 2).sum()) / float((centred**2).sum())
+    if told < EXACT:
+        return {}
+    return {look.name: told for look, w in zip(numbers, weights, strict=True) if abs(w) > 0.01 * centred.std()}
 
 
 def _source_lines(source: FileSource) -> Iterator[str]:
@@ -266,7 +283,7 @@ def _column_keys(look: Look, leak: float | None) -> tuple[dict[str, str], list[s
         notes.append("seems to be an identifier; confirm")
     elif leak is not None:
         keys["feature"] = "false"
-        notes.append(f"tells the target by itself ({leak:.3f}): known only afterwards? confirm")
+        notes.append(f"tells the target by itself or with others ({leak:.3f}): known only afterwards? confirm")
     elif look.type == "text":
         keys["feature"] = "false"
         notes.append("free text is no feature yet")

@@ -194,6 +194,14 @@ def test_a_rare_class_gets_a_seed_that_puts_it_on_both_sides(tmp_path: Path) -> 
     assert len(seeds) > 1, "the default seed does not do for all of them"
 
 
+def test_parts_of_a_total_are_no_features(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bike rentals: `cnt` is casual plus registered riders, which no single column tells."""
+    monkeypatch.setenv("GAUNTLET_DATA", str(shared_data))
+    config = _config(draft_model("new", shared_data / "bike_sharing" / "hour.csv", "cnt"))
+    hidden = {name for name, column in config.columns.items() if not column.feature}
+    assert hidden == {"instant", "casual", "registered"}
+
+
 def _refused(path: Path, target: str, *said: str) -> None:
     with pytest.raises(DataError) as caught:
         draft_model("new", path, target)
