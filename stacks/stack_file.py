@@ -163,12 +163,15 @@ def apply(name: str) -> list[Change]:
     Raises:
         ConfigError: As `plan`, or ZenML refuses a configuration.
     """
+    use_home()
+    from zenml.exceptions import ZenMLBaseException
+
     done = []
     with _first_use_lock():
         for change, do in _Difference(name).steps():
             try:
                 do()
-            except (ValueError, ImportError, KeyError) as error:
+            except (ZenMLBaseException, ValueError, ImportError, KeyError) as error:
                 raise ConfigError(
                     f"stacks/{name}.yaml: ZenML refuses to {change}: {bounded(str(error), 500)}"
                 ) from None
