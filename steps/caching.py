@@ -1,16 +1,56 @@
 """What a step's cache key covers besides its own source, and how a configuration reaches a step."""
 
+import ast
 import json
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from zenml.config.cache_policy import CachePolicy
 
 from models.config import ModelConfig
 
+ROOT = Path(__file__).absolute().parents[1]
+ROOMS = ("models", "bentos", "steps")
+# What a step speaks through: an edit there changes no answer.
+SPEECH = {"models.errors", "steps.caching", "steps.plots"}
 
-def cached_by(*modules: str) -> CachePolicy:
-    """Cache policy that also covers the source of `modules` (dotted names), so that editing one is a miss."""
-    return CachePolicy(source_dependencies=[*modules])
+
+def cached_by(module: str) -> CachePolicy:
+    """Cache policy that covers the source of `module` and of all of our modules that it imports, at any depth.
+
+    ZenML itself hashes only the step function: an edited plain function would be a stale hit.
+
+    Args:
+        module: Dotted name of the step's module: `__name__`.
+    """
+    return CachePolicy(source_dependencies=sorted(closure(module)))
+
+
+def closure(module: str) -> set[str]:
+    """`module` and what it imports of models, bentos and steps, also inside functions; stacks only carry."""
+    found = {module}
+    waiting = [module]
+    while waiting:
+        new = _imports(waiting.pop()) - found - SPEECH
+        found |= new
+        waiting += new
+    return found
+
+
+@cache
+def _imports(module: str) -> frozenset[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(_file(module).read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return frozenset(name for name in names if name.startswith(tuple(f"{r}." for r in ROOMS)) and _file(name).is_file())
+
+
+def _file(module: str) -> Path:
+    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def parse_config(config: dict[str, Any]) -> ModelConfig:

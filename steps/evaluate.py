@@ -279,11 +279,7 @@ def _simplest(config: ModelConfig, release: Release, train: pd.DataFrame, test: 
     return figures[0], figures[1]
 
 
-@step(
-    cache_policy=cached_by(
-        __name__, "steps.metrics", "steps.plots", "steps.split", "steps.families", "bentos.frame", "bentos.release"
-    )
-)
+@step(cache_policy=cached_by(__name__))
 def evaluate(
     config: dict[str, Any],
     release: Path,

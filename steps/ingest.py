@@ -23,15 +23,6 @@ from steps.read import names_text, read_bytes, read_table, require_columns, show
 from steps.split import BUCKET, bucket_of
 
 log = logging.getLogger(__name__)
-MODULES = (
-    "steps.ingest",
-    "steps.read",
-    "steps.frames",
-    "steps.generators",
-    "steps.split",
-    "bentos.frame",
-    "models.config",
-)
 
 
 @dataclass(frozen=True)
@@ -134,7 +125,7 @@ def typed_frame(config: ModelConfig, raw: pd.DataFrame) -> pd.DataFrame:
 
 
 @step(
-    cache_policy=cached_by(*MODULES),
+    cache_policy=cached_by(__name__),
     output_materializers={"raw": FRAME_MATERIALIZER},
 )
 def ingest(

@@ -99,7 +99,7 @@ def bucket_of(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
 
 
 @step(
-    cache_policy=cached_by("steps.split", "steps.frames", "models.config"),
+    cache_policy=cached_by(__name__),
     output_materializers={"train": FRAME_MATERIALIZER, "test": FRAME_MATERIALIZER},
 )
 def split(

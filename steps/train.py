@@ -113,11 +113,7 @@ def draft_directory() -> Path:
     return Path(tempfile.mkdtemp(dir=drafts))
 
 
-@step(
-    cache_policy=cached_by(
-        __name__, "steps.families", "bentos.features", "bentos.release", "bentos.schema", "bentos.canonical"
-    )
-)
+@step(cache_policy=cached_by(__name__))
 def train(
     config: dict[str, Any], train: pd.DataFrame, tuning: TuningResult, data_digest: str
 ) -> Annotated[Path, "release"]:

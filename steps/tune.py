@@ -291,17 +291,7 @@ def _as_attempt(config: ModelConfig, done: Attempted) -> runs.Attempt:
     )
 
 
-@step(
-    cache_policy=cached_by(
-        __name__,
-        "steps.sampler",
-        "steps.crossval",
-        "steps.families",
-        "steps.metrics",
-        "bentos.features",
-        "bentos.schema",
-    )
-)
+@step(cache_policy=cached_by(__name__))
 def tune(config: dict[str, Any], train: pd.DataFrame) -> Annotated[TuningResult, "tuning"]:
     """Search the best configuration for the training rows."""
     return tune_model(parse_config(config), train)

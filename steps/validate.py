@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 SAMPLE = 20_000
 SUMMARY_ROWS = 2_000
 SUMMARY_CATEGORIES = 50
-MODULES = ("validate", "quality", "suite", "leak", "drift", "split", "frames")
-
 __all__ = ["Check", "QualityReport", "summarise", "validate", "validate_frame"]
 
 
@@ -84,7 +82,7 @@ def summarise(config: ModelConfig, frame: pd.DataFrame) -> str:
 
 
 @step(
-    cache_policy=cached_by(*(f"steps.{name}" for name in MODULES), "bentos.frame", "models.config"),
+    cache_policy=cached_by(__name__),
     output_materializers={"frame": FRAME_MATERIALIZER},
 )
 def validate(

@@ -65,11 +65,10 @@ class Place:
         own = {"GAUNTLET_MODELS": str(self.models), "GAUNTLET_DATA": str(self.data), "GAUNTLET_SECRET": "test"}
         return {**kept, **environment(self.home), **own}
 
-    def gauntlet(self, *arguments: str) -> Done:
-        """Run the real command in a process of its own, as a user does."""
-        done = subprocess.run(
-            [sys.executable, "-m", "flows", *arguments, "--json"], env=self.env, capture_output=True, text=True
-        )
+    def gauntlet(self, *arguments: str, code: Path | None = None) -> Done:
+        """Run the real command in a process of its own, as a user does; `code` is another copy of this clone."""
+        command = [sys.executable, "-m", "flows", *arguments, "--json"]
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, cwd=code)
         last = done.stdout.strip().splitlines()[-1:] or [""]
         parsed = json.loads(last[0]) if last[0].startswith("{") else None
         return Done(done.returncode, parsed, done.stdout + done.stderr)

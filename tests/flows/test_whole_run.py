@@ -1,7 +1,9 @@
 """Whole runs of the real command on the real engines: terminal state, artifacts, links, second runs, rollback."""
 
 import os
+import shutil
 import sqlite3
+from pathlib import Path
 
 import psutil
 import pytest
@@ -102,3 +104,24 @@ def test_editing_the_csv_makes_ingest_run_again_and_nothing_else_does(place: Pla
     same = place.gauntlet("run", "toy", "--set", "logging.format=json")
     assert "Step `ingest` has started" not in same.printed
     assert "Using cached version of step `tune`" in same.printed
+
+
+def test_editing_a_plain_function_makes_its_step_run_again(place: Place, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    for room in ("models", "stacks", "bentos", "steps", "flows"):
+        shutil.copytree(root / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "requirements.lock", tmp_path)
+
+    def run() -> str:
+        done = place.gauntlet("run", "toy", "--set", "logging.format=json", code=tmp_path)
+        assert done.code == 0, done.printed[-3000:]
+        return done.printed
+
+    run()
+    assert "Using cached version of step `validate`" in run()
+    leak = tmp_path / "steps" / "leak.py"
+    leak.write_text(leak.read_text().replace("def ", "def  ", 1))
+    edited = run()
+    assert "Step `validate` has started" in edited
+    assert "Step `ingest` has started" not in edited
+    assert "Using cached version of step `tune`" in edited
