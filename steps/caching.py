@@ -1,6 +1,7 @@
 """What a step's cache key covers besides its own source, and how a configuration reaches a step."""
 
 import ast
+import importlib
 import json
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,12 @@ def cached_by(module: str) -> CachePolicy:
     Args:
         module: Dotted name of the step's module: `__name__`.
     """
-    return CachePolicy(source_dependencies=sorted(closure(module)))
+    modules = sorted(closure(module))
+    for name in modules:
+        # ZenML looks a module up as an attribute of its package, which it is only once imported.
+        if name != module:
+            importlib.import_module(name)
+    return CachePolicy(source_dependencies=modules)
 
 
 def closure(module: str) -> set[str]:

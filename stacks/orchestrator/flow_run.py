@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -16,8 +17,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
+    PREFECT_DEFAULT_RESULT_STORAGE_BLOCK,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_HOME,
+    PREFECT_LOCAL_STORAGE_PATH,
     PREFECT_UI_URL,
     Settings,
 )
@@ -128,6 +131,7 @@ def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequen
         retries=0,
         validate_parameters=False,
         persist_result=False,
+        result_storage=_local_results(),
         log_prints=False,
     )
     with prefect_tags(*tags, *labels):
@@ -205,6 +209,19 @@ def mark_crashed(flow_run_id: UUID, reason: str) -> None:
                 client.set_task_run_state(task.id, Crashed(message=reason), force=True)
         if state is None or not state.is_final():
             client.set_flow_run_state(flow_run_id, Crashed(message=reason), force=True)
+
+
+def _local_results() -> Path | None:
+    """Prefect's own default for results, when nothing else is configured: said once, it is not asked for each run."""
+    url = str(PREFECT_API_URL.value())
+    if url not in _default_results:
+        with get_client(sync_client=True) as client:
+            at_server = client.read_server_default_result_storage().default_result_storage_block_id
+        _default_results[url] = at_server is None and PREFECT_DEFAULT_RESULT_STORAGE_BLOCK.value() is None
+    return PREFECT_LOCAL_STORAGE_PATH.value() if _default_results[url] else None
+
+
+_default_results: dict[str, bool] = {}
 
 
 def _label_task_run(label: str | None) -> None:

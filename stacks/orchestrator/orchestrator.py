@@ -216,8 +216,10 @@ class PrefectOrchestrator(BaseOrchestrator):
                 "schedule a Prefect deployment of a flow that calls the pipeline instead"
             )
 
+        shared = current_flow_run_id() is not None
+
         def claimed_work() -> None:
-            with _claimed(snapshot, run):
+            with _claimed(snapshot, run, shared):
                 work()
 
         name = snapshot.pipeline_configuration.name
@@ -323,12 +325,12 @@ def _end_retries(snapshot: "PipelineSnapshotResponse", step_name: str) -> None:
 
 
 @contextmanager
-def _claimed(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse | None") -> Iterator[None]:
+def _claimed(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse | None", shared: bool) -> Iterator[None]:
     """Give the ZenML run its orchestrator run id, for as long as it is executed here."""
     flow_run_id = current_flow_run_id()
     assert flow_run_id is not None
     run_id = str(flow_run_id)
-    if run and _id_taken(snapshot, run_id):
+    if run and shared and _id_taken(snapshot, run_id):
         run_id = f"{run_id}.{run.id}"
     token = _active.set(_Active(run_id, flow_run_url(flow_run_id), str(run.id) if run else None))
     try:
