@@ -6,6 +6,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from rich.markup import escape
+
 from flows.console import number, out, print_json, table
 from models.config import ModelConfig, load_model, model_names
 from models.errors import ConfigError
@@ -33,7 +35,12 @@ def print_run(result: Mapping[str, Any], as_json: bool) -> None:
     out.print()
     table("Gates", ("gate", "value", "threshold", "margin", "verdict", "reason"), rows)
     style = VERDICT_STYLE[result["verdict"]]
-    out.print(f"\n[{style}]{result['verdict']}[/{style}]: {result['reason']}", markup=True)
+    metric = result["metric"]
+    out.print(
+        f"\n{metric} {number(result['metrics'].get(metric))} on {result['test_rows']:,} test rows; "
+        f"plain linear {number(result['plain_linear'])}, dummy {number(result['dummy'])}"
+    )
+    out.print(f"[{style}]{result['verdict']}[/{style}]: {escape(result['reason'])}")
     if result["champion"] is None:
         out.print(f"{result['model']} has no champion yet.")
         return
