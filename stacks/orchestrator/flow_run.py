@@ -1,20 +1,33 @@
 """The Prefect side of a run: an API to talk to, a flow run to be in, task runs for the steps."""
 
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import Flow, Task, get_client
+import certifi
+from prefect import Flow, Task
 from prefect import tags as prefect_tags
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import FlowRunContext, SettingsContext, TagsContext, TaskRunContext, get_settings_context
+from prefect.context import (
+    FlowRunContext,
+    SettingsContext,
+    SyncClientContext,
+    TagsContext,
+    TaskRunContext,
+    get_settings_context,
+)
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import (
+    PREFECT_API_SSL_CERT_FILE,
+    PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
     PREFECT_API_URL,
     PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
     PREFECT_DEFAULT_RESULT_STORAGE_BLOCK,
@@ -138,6 +151,31 @@ def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequen
         flow()
 
 
+@contextmanager
+def _client() -> Iterator[SyncPrefectClient]:
+    """The client of the current context, or one that all of a run shares.
+
+    Its TLS context is made once a process: loading the certificates takes longer than any request.
+    """
+    if (current := SyncClientContext.get()) is not None:
+        yield current.client
+        return
+    shared = SyncClientContext(httpx_settings={"verify": _tls_context()})
+    # Otherwise Prefect takes it for a client of special settings, and makes itself ordinary ones.
+    shared._httpx_settings = None
+    with shared:
+        yield shared.client
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=PREFECT_API_SSL_CERT_FILE.value() or certifi.where())
+    if PREFECT_API_TLS_INSECURE_SKIP_VERIFY.value():
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 def current_flow_run_id() -> UUID | None:
     """The id of the Prefect flow run that the caller is in."""
     context = FlowRunContext.get()
@@ -169,7 +207,7 @@ def prefect_api() -> Iterator[None]:
         known = _Prepared(context.settings, url, context.settings.copy_with_update(updates=changes))
         _prepared.clear()
         _prepared[id(context.settings)] = known
-    with SettingsContext(profile=context.profile, settings=known.settings):
+    with SettingsContext(profile=context.profile, settings=known.settings), _client():
         yield
 
 
@@ -191,7 +229,7 @@ def read_states(flow_run_id: UUID) -> tuple[State[Any] | None, list[TaskRun]]:
     Raises:
         LookupError: Prefect does not know the flow run.
     """
-    with get_client(sync_client=True) as client:
+    with _client() as client:
         try:
             state = client.read_flow_run(flow_run_id).state
         except ObjectNotFound:
@@ -203,7 +241,7 @@ def read_states(flow_run_id: UUID) -> tuple[State[Any] | None, list[TaskRun]]:
 def mark_crashed(flow_run_id: UUID, reason: str) -> None:
     """Give a flow run that nobody executes any more, and its unfinished task runs, their final state."""
     state, tasks = read_states(flow_run_id)
-    with get_client(sync_client=True) as client:
+    with _client() as client:
         for task in tasks:
             if not task.state or not task.state.is_final():
                 client.set_task_run_state(task.id, Crashed(message=reason), force=True)
@@ -215,7 +253,7 @@ def _local_results() -> Path | None:
     """Prefect's own default for results, when nothing else is configured: said once, it is not asked for each run."""
     url = str(PREFECT_API_URL.value())
     if url not in _default_results:
-        with get_client(sync_client=True) as client:
+        with _client() as client:
             at_server = client.read_server_default_result_storage().default_result_storage_block_id
         _default_results[url] = at_server is None and PREFECT_DEFAULT_RESULT_STORAGE_BLOCK.value() is None
     return PREFECT_LOCAL_STORAGE_PATH.value() if _default_results[url] else None
@@ -234,6 +272,6 @@ def _label_task_run(label: str | None) -> None:
 def _add_tags(tags: Sequence[str]) -> None:
     flow_run_id = current_flow_run_id()
     assert flow_run_id is not None
-    with get_client(sync_client=True) as client:
+    with _client() as client:
         known = client.read_flow_run(flow_run_id).tags
         client.update_flow_run(flow_run_id, tags=sorted({*known, *tags}))
