@@ -3,8 +3,10 @@
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +35,7 @@ def first() -> int:
 
 @step
 def second(value: int) -> int:
-    if "fail" in sys.argv:
+    if "now" in sys.argv:
         raise ValueError("as asked")
     if "sleep" in sys.argv:
         print("sleeping", flush=True)
@@ -44,9 +46,15 @@ def second(value: int) -> int:
 def {name}():
     second(first())
 """
-CALL = "run = {name}()\nprint('answer', run.steps['second'].output.load(), flush=True)\n"
+CALL = """
+run = {name}()
+print("answer", run.steps["second"].output.load(), flush=True)
+if "fail" in sys.argv:
+    sys.argv.append("now")
+    {name}()
+"""
 UNGUARDED = STEPS + "\n" + CALL
-GUARDED = STEPS + "\nif __name__ == '__main__':\n    " + CALL.replace("\n", "\n    ").strip() + "\n"
+GUARDED = STEPS + "\nif __name__ == '__main__':\n" + textwrap.indent(CALL, "    ")
 
 
 @step
@@ -116,43 +124,30 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def test_an_unguarded_script_runs_in_a_zenml_repository(
-    script: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
-) -> None:
-    (tmp_path / ".zen").mkdir()
-    (tmp_path / ".zen" / "config.yaml").write_text(f"active_stack_id: {Client().active_stack_model.id}\n")
-    output, errors = script(UNGUARDED.replace("{name}", "script_unguarded")).communicate(timeout=120)
-    assert output.count("answer 21") == 1, errors[-2000:]
-    run = last_run("script_unguarded")
-    assert run.status == ExecutionStatus.COMPLETED and run.stack is not None and run.stack.name == "local"
-    state = flow_run_of(run).state
-    assert state is not None and state.is_completed()
-
-
-def test_a_failing_script_exits_with_1(script: Callable[..., "subprocess.Popen[str]"]) -> None:
-    process = script(GUARDED.replace("{name}", "script_failing"), "fail")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "as asked" in errors
-    run = last_run("script_failing")
-    assert {name: str(step.status) for name, step in run.steps.items()} == {"first": "completed", "second": "failed"}
-    state = flow_run_of(run).state
-    assert state is not None and state.is_failed() and "as asked" in (state.message or "")
-
-
-def test_a_guarded_script_without_a_server_starts_one_and_leaves_nothing_behind(
+def test_a_guarded_script_without_a_server_starts_one_leaves_nothing_behind_and_exits_with_1_when_it_fails(
     home: Path, script: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
     own = tmp_path / "prefect"
     own.mkdir()
     # A migrated database saves some seconds.
     shutil.copy(home / "prefect" / "prefect.db", own / "prefect.db")
-    process = script(GUARDED.replace("{name}", "script_alone"), PREFECT_HOME=str(own))
+    process = script(GUARDED.replace("{name}", "script_alone"), "fail", PREFECT_HOME=str(own))
     output, errors = process.communicate(timeout=120)
-    assert "answer 21" in output, errors[-2000:]
+    assert output.count("answer 21") == 1, errors[-2000:]
+    assert process.returncode == 1 and "as asked" in errors
     assert (own / "gauntlet-server.log").exists()
     mine = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if str(own) in (p.info["cmdline"] or [])]
     assert mine == []
+    runs = Client().list_pipeline_runs(pipeline="script_alone", sort_by="created", hydrate=True).items
+    assert [str(run.status) for run in runs] == ["completed", "failed"]
+    assert {name: str(part.status) for name, part in runs[1].steps.items()} == {
+        "first": "completed",
+        "second": "failed",
+    }
+    with sqlite3.connect(own / "prefect.db") as database:
+        rows = database.execute("select s.type, s.message from flow_run r join flow_run_state s on r.state_id = s.id")
+        states = dict(rows.fetchall())
+    assert "as asked" in states["FAILED"]
 
 
 def test_sigterm_ends_both_records(script: Callable[..., "subprocess.Popen[str]"]) -> None:
@@ -218,10 +213,16 @@ for text in ("return 1", "return 1", "return 2", "return 2"):
 """
 
 
-def test_trap_an_edited_plain_function_is_no_stale_hit(
+def test_trap_an_edited_plain_function_is_no_stale_hit_in_an_unguarded_script_with_a_zen_folder(
     script: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
+    (tmp_path / ".zen").mkdir()
+    (tmp_path / ".zen" / "config.yaml").write_text(f"active_stack_id: {Client().active_stack_model.id}\n")
     (tmp_path / "logic.py").write_text("def compute():\n    return 0\n")
     output, errors = script(EDITED, PYTHONDONTWRITEBYTECODE="1").communicate(timeout=120)
     seen = [line.removeprefix("seen ") for line in output.splitlines() if line.startswith("seen ")]
     assert seen == ["completed 1", "cached 1", "completed 2", "cached 2"], errors[-2000:]
+    run = last_run("script_edited")
+    assert run.stack is not None and run.stack.name == "local"
+    state = flow_run_of(run).state
+    assert state is not None and state.is_completed()
