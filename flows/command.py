@@ -159,18 +159,17 @@ def rollback(
 @stack_app.command("plan")
 @reported
 def stack_plan(
-    name: Annotated[str | None, typer.Argument(help="Name of a file in stacks/; all when left out.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a file in stacks/; local when left out.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show how a stack file differs from ZenML's state."""
+    from flows.console import quiet_home
     from flows.views import print_changes
     from stacks import stack_file
-    from stacks.home import use_home
 
-    use_home()
-    names = [name] if name else ["local"]
-    print_changes([change for each in names for change in stack_file.plan(each)], False, as_json)
+    quiet_home()
+    print_changes(stack_file.plan(name or "local"), False, as_json)
 
 
 @stack_app.command("apply")
@@ -181,11 +180,11 @@ def stack_apply(
     debug: Debug = False,
 ) -> None:
     """Make ZenML's state what a stack file says; a second time changes nothing."""
+    from flows.console import quiet_home
     from flows.views import print_changes
     from stacks import stack_file
-    from stacks.home import use_home
 
-    use_home()
+    quiet_home()
     print_changes(stack_file.apply(name or "local"), True, as_json)
 
 

@@ -2,18 +2,23 @@
 
 import json
 import logging
+import os
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from models.config import Logging
 from models.errors import bounded
+from stacks.home import use_home
+from stacks.terminal import terminal
 
 STARTED = re.compile(r"Step `(.+)` has started\.")
 FINISHED = re.compile(r"Step `(.+)` has finished in `(.+)`\.")
@@ -23,25 +28,21 @@ ENGINES = ("zenml", "prefect")
 OURS = ("models", "stacks", "bentos", "steps", "flows", "gauntlet")
 
 out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = terminal()
 
 
 class RunHandler(logging.Handler):
     """Shows a run on stderr: steps as they start and end, our own messages, other libraries' warnings.
 
-    As text, one line a step; as JSON, one object a record with the ids bound by `bind`. What ZenML and Prefect say of a
+    As text, one line a step; as JSON, one object a record with its ids. What ZenML and Prefect say of a
     failure is left to their own records: the command ends with the reason, once.
     """
 
-    def __init__(self, as_json: bool, level: int) -> None:
+    def __init__(self, as_json: bool, level: int, ids: Mapping[str, str]) -> None:
         super().__init__(level)
         self.as_json = as_json
-        self.ids: dict[str, str] = {}
+        self.ids = ids
         self.started: dict[str, float] = {}
-
-    def bind(self, **ids: str) -> None:
-        """Add ids (model, run) to every JSON record from now on."""
-        self.ids.update(ids)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record, or nothing where it is another library's chatter."""
@@ -70,7 +71,7 @@ class RunHandler(logging.Handler):
             "message": bounded(message),
             **self.ids,
         }
-        sys.stderr.write(json.dumps(line, ensure_ascii=False) + "\n")
+        err.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def _write_step(self, message: str) -> None:
         if match := STARTED.search(message):
@@ -86,20 +87,29 @@ class RunHandler(logging.Handler):
             err.print(f"  [red]✗[/red] {match[1]}")
 
 
-def use_logging(level: str, style: str) -> RunHandler:
+def quiet_home() -> Path:
+    """The tools' homes, for a command that runs nothing: ZenML then tells errors only."""
+    os.environ.setdefault("ZENML_LOGGING_VERBOSITY", "ERROR")
+    return use_home()
+
+
+def use_logging(wanted: Logging, **ids: str) -> None:
     """Replace the console handlers of ZenML and Prefect by ours; their stored logs stay as they are.
 
     Import zenml and prefect first: each installs its console handler when imported.
+
+    Args:
+        wanted: Level and form.
+        ids: What every JSON record carries, for example the model and the run.
     """
     root = logging.getLogger()
     for handler in list(root.handlers):
         if type(handler).__name__ in ("ZenMLConsoleHandler", "PrefectConsoleHandler", "RunHandler"):
             root.removeHandler(handler)
-    handler = RunHandler(style == "json", logging.getLevelName(level))
-    root.addHandler(handler)
-    root.setLevel(min(logging.INFO, handler.level))
+    level = logging.getLevelNamesMapping()[wanted.level]
+    root.addHandler(RunHandler(wanted.format == "json", level, ids))
+    root.setLevel(min(logging.INFO, level))
     logging.captureWarnings(False)
-    return handler
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

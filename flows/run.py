@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows.console import err, out, quiet_home, use_logging
 from models.config import load_model, parse_set
 from models.errors import GauntletError
 from stacks.home import use_home
@@ -27,18 +28,14 @@ def run_model(model: str, source: str | None, settings: Sequence[str], why: str,
     Raises:
         GauntletError: The configuration, the data or a step failed.
     """
-    from flows.console import err, out
-
     config = load_model(model, [parse_set(settings)] if settings else []).config
     used = config.source(source)
     (err if quiet else out).print(f"[bold]{model}[/bold]: source '{used.name}' ({_describe(used)})")
     home = use_home()
     with _prefect(home):
-        from flows.console import use_logging
         from flows.train import train
 
-        logs = use_logging(config.logging.level, config.logging.format)
-        logs.bind(model=model)
+        use_logging(config.logging, model=model)
         return _inner_error(lambda: train(model, used.name, list(settings), why))
 
 
@@ -90,7 +87,7 @@ def roll_back(model: str, to: int | None, why: str) -> dict[str, Any]:
         GauntletError: The model is unknown, or there is nothing to go back to.
     """
     load_model(model)
-    use_home()
+    quiet_home()
     from steps.promote import rollback
 
     entry = rollback(model, to, why=why)
@@ -99,7 +96,7 @@ def roll_back(model: str, to: int | None, why: str) -> dict[str, Any]:
 
 def examine() -> list[Any]:
     """Findings of every check that `gauntlet doctor` makes."""
-    use_home()
+    quiet_home()
     from steps.doctor import examine as checks
 
     return list(checks())

@@ -7,6 +7,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.console import use_logging
 from flows.pipelines import release_pipeline, train_pipeline
 from flows.resolve import resolve_model
 from models.config import ModelConfig
@@ -55,6 +56,7 @@ def train(
     started = time.monotonic()
     stack = ensure_active()
     config = resolve_model(model, overrides or [], stack).config
+    use_logging(config.logging, model=model, prefect_flow_run_id=str(flow_run.id))
     require_metric(config, config.target.labels)
     require_gates(config)
     used = config.source(source).name

@@ -8,10 +8,9 @@ from typing import Any
 
 from rich.markup import escape
 
-from flows.console import number, out, print_json, table
+from flows.console import number, out, print_json, quiet_home, table
 from models.config import ModelConfig, load_model, model_names
 from models.errors import ConfigError
-from stacks.home import use_home
 
 VERDICT_STYLE = {"promoted": "bold green", "kept": "bold cyan", "rejected": "bold red", "pending": "bold yellow"}
 
@@ -70,7 +69,7 @@ def print_config(model: str | None, settings: Sequence[str], as_json: bool) -> N
     """
     if model is None:
         raise ConfigError(f"show --config needs a model (there is: {', '.join(model_names())})")
-    use_home()
+    quiet_home()
     from flows.resolve import resolve_model
     from stacks.stack_file import ensure_active
 
@@ -104,7 +103,7 @@ def _origin(key: str, origins: Mapping[str, str]) -> str:
 
 def print_models(as_json: bool) -> None:
     """Print all models with their champions."""
-    use_home()
+    quiet_home()
     from stacks.ledger import open_ledger
 
     ledger = open_ledger()
@@ -130,7 +129,7 @@ def print_models(as_json: bool) -> None:
 def print_model(model: str, as_json: bool) -> None:
     """Print a model's champion and versions."""
     config = load_model(model).config
-    use_home()
+    quiet_home()
     from stacks import registry
     from stacks.ledger import open_ledger
 
@@ -160,7 +159,7 @@ def print_history(model: str, at: str | None, as_json: bool) -> None:
         ConfigError: The model is unknown or `at` is no time.
     """
     load_model(model)
-    use_home()
+    quiet_home()
     from stacks.ledger import open_ledger
 
     ledger = open_ledger()

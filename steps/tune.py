@@ -15,6 +15,7 @@ from zenml import step
 from models.config import Family, ModelConfig, Scalar
 from models.errors import DataError, WorkError, bounded
 from stacks import runs
+from stacks.terminal import terminal
 from steps.caching import cached_by, parse_config
 from steps.crossval import CrossValidation, cross_validation
 from steps.families import candidates, plain_linear
@@ -201,7 +202,6 @@ def progress(config: ModelConfig) -> Iterator[Callable[[Attempted], None]]:
     if not sys.stderr.isatty() or config.logging.format == "json":
         yield lambda done: _log_line(config, done, total)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -211,7 +211,7 @@ def progress(config: ModelConfig) -> Iterator[Callable[[Attempted], None]]:
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=terminal(), transient=True) as bar:
         task = bar.add_task("", total=total)
 
         def advance(done: Attempted) -> None:

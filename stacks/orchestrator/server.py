@@ -257,9 +257,10 @@ def _server_environment(home: Path, base: Mapping[str, str]) -> dict[str, str]:
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
         "DO_NOT_TRACK": "true",
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
-        # Task runs are written together once a second, not each of their states by itself.
+        # Task runs are written together once a second, events every five, not each by itself.
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "500",
         # One process, no pages: schedules and the user interface are the business of `prefect server start`.
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",

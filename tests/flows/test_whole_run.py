@@ -83,14 +83,14 @@ def test_show_history_doctor_and_rollback(first: Done, second: Done, place: Plac
     nothing = place.gauntlet("rollback", "toy")
     assert nothing.code == 1
     assert nothing.json is not None and "nothing to go back to" in nothing.json["error"]
-    better = toy_frame(900, seed=5)
-    better.to_csv(place.data / "toy.csv", index=False)
-    promoted = place.gauntlet(
-        "run", "toy", "--set", "promotion.min_improvement.value=0", "--set", "features.exclude=[ward]"
-    )
+    changed = toy_frame(900, seed=5)
+    changed["ill"] = changed["ill"].map({"yes": "no", "no": "yes"})
+    changed.to_csv(place.data / "toy.csv", index=False)
+    promoted = place.gauntlet("run", "toy", "--why", "the world turned round")
     assert promoted.json is not None, promoted.printed[-2000:]
-    if promoted.json["verdict"] != "promoted":
-        pytest.fail(str(promoted.json["reason"]))
+    assert (promoted.json["verdict"], promoted.json["champion"]) == ("promoted", 2)
+    assert promoted.json["compared_rows"] > 100
+    assert promoted.json["answer"]["version"] == 2
     back = place.gauntlet("rollback", "toy", "--why", "as a test")
     assert back.code == 0 and back.json is not None and back.json["champion"] == 1
     health = place.gauntlet("doctor")
