@@ -17,7 +17,7 @@ run: install ## Run the whole life of one model (MODEL=heart_disease does anothe
 	@$(BIN)/gauntlet run $(MODEL)
 
 test: install ## Show every guarantee once, small (15 minutes at most), with coverage
-	@$(BIN)/python -m pytest -m "not prove and not bench" --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not prove and not bench" --cov --cov-report=term:skip-covered
 
 prove: install ## Run the counts that issues name and write docs/proof.md
 	@$(BIN)/python -m pytest -m prove --proof=docs/proof.md --timeout=1800
