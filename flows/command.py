@@ -1,6 +1,8 @@
 """The command `gauntlet`: a thin way to what prefect, zenml, bentoml and mlflow do not offer."""
 
+import atexit
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -200,6 +202,8 @@ def doctor(as_json: Json = False, debug: Debug = False) -> int:
 
 def main() -> None:
     """Entry point of the `gauntlet` command."""
+    # Collecting what a hundred libraries left behind takes a second at exit; the process is over anyway.
+    atexit.register(gc.freeze)
     try:
         app()
     except KeyboardInterrupt:
