@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -11,6 +12,9 @@ import pytest
 
 from stacks.home import environment
 
+# A worker of pytest-xdist has no main file, and ZenML looks for sources beside it.
+if not hasattr(sys.modules["__main__"], "__file__"):
+    sys.modules["__main__"].__file__ = str(Path(pytest.__file__).with_name("__main__.py"))
 HOME = Path(tempfile.mkdtemp(prefix="gauntlet-test-"))
 for _name in [n for n in os.environ if n.startswith(("GAUNTLET_", "PREFECT_", "ZENML_", "MLFLOW_", "BENTOML_"))]:
     if _name not in ("GAUNTLET_REQUIRE_SERVICES", "GAUNTLET_DATA"):

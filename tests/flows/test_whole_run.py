@@ -60,7 +60,9 @@ def test_the_records_know_of_each_other(first: Done, second: Done, place: Place)
     prefect = sqlite3.connect(place.home / "prefect" / "prefect.db")
     states = {row[0] for row in prefect.execute("select state_type from flow_run")}
     assert states == {"COMPLETED"}
-    tasks = prefect.execute("select name from task_run where flow_run_id = ?", (first.json["prefect_flow_run_id"],))
+    tasks = prefect.execute(
+        "select name from task_run where flow_run_id = ? order by start_time", (first.json["prefect_flow_run_id"],)
+    )
     assert [row[0] for row in tasks] == [*TRAIN_STEPS, "promote", "deploy"]
 
 
@@ -82,7 +84,7 @@ def test_show_history_doctor_and_rollback(first: Done, second: Done, place: Plac
     assert entries.json is not None and entries.json["entries"][0]["why"].endswith("the first one")
     nothing = place.gauntlet("rollback", "toy")
     assert nothing.code == 1
-    assert nothing.json is not None and "nothing to go back to" in nothing.json["error"]
+    assert nothing.json is not None and "nothing to roll back to" in nothing.json["error"]
     changed = toy_frame(900, seed=5)
     changed["ill"] = changed["ill"].map({"yes": "no", "no": "yes"})
     changed.to_csv(place.data / "toy.csv", index=False)
