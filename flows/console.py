@@ -55,7 +55,10 @@ class RunHandler(logging.Handler):
                 return
             if self.as_json:
                 self._write_json(record, message)
-            elif step:
+                return
+            if err.is_terminal:
+                err.file.write("\r\x1b[2K")
+            if step:
                 self._write_step(message)
             else:
                 style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno > 20 else ""
