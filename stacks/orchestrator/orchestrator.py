@@ -2,11 +2,13 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -141,8 +143,8 @@ class PrefectOrchestrator(BaseOrchestrator):
                 self._publish_link(placeholder_run)
                 raise
             try:
-                with setup_execution_context():
-                    self._run_steps(snapshot, step_environments, settings)
+                with setup_execution_context(), _remembered_interrupt() as interrupted:
+                    self._run_steps(snapshot, step_environments, settings, interrupted)
             finally:
                 self.run_cleanup_hook(snapshot=snapshot)
 
@@ -238,12 +240,15 @@ class PrefectOrchestrator(BaseOrchestrator):
         snapshot: "PipelineSnapshotResponse",
         environments: Mapping[str, dict[str, str]],
         settings: PrefectOrchestratorSettings,
+        interrupted: Callable[[], bool],
     ) -> None:
         mode = snapshot.pipeline_configuration.execution_mode
         states = StepStates()
         failed: dict[str, Exception] = {}
         skipped: set[str] = set()
         for name, step in snapshot.step_configurations.items():
+            if interrupted():
+                raise KeyboardInterrupt
             blocked = [other for other in step.spec.upstream_steps if other in skipped or other in failed]
             if blocked or (failed and mode == ExecutionMode.STOP_ON_FAILURE):
                 logger.warning("Skipping step %s after failed or skipped %s.", name, ", ".join(blocked or failed))
@@ -258,6 +263,8 @@ class PrefectOrchestrator(BaseOrchestrator):
                 if mode == ExecutionMode.FAIL_FAST:
                     raise
                 failed[name] = error
+        if interrupted():
+            raise KeyboardInterrupt
         if failed:
             first = next(iter(failed.values()))
             reason = f"{type(first).__name__}: {str(first)[:500]}"
@@ -322,6 +329,26 @@ def _end_retries(snapshot: "PipelineSnapshotResponse", step_name: str) -> None:
     for step_run in steps.items:
         # ZenML turns a failure into "retrying" as long as retries are left.
         publish_utils.publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPED)
+
+
+@contextmanager
+def _remembered_interrupt() -> Iterator[Callable[[], bool]]:
+    """Tell whether Ctrl-C came: Python drops its exception where it hits a finalizer or a collector's callback."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield lambda: False
+        return
+    seen = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.set()
+        previous(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The flavor on the real engines: ZenML's record, Prefect's record, and what the caller sees, for each way to end."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -479,3 +480,35 @@ def test_fetch_status(trace: Callable[[], list[str]]) -> None:
     unfinished = run.model_copy(deep=True)
     unfinished.body.status = ExecutionStatus.RUNNING  # type: ignore[union-attr]
     assert orchestrator.fetch_status(unfinished) == (ExecutionStatus.FAILED, None)
+
+
+@step(enable_cache=False)
+def swallows_an_interrupt() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    except KeyboardInterrupt:
+        note("swallowed")
+
+
+@step(enable_cache=False)
+def never_reached() -> None:
+    note("reached")
+
+
+@pipeline(name="swallowing", execution_mode=ExecutionMode.FAIL_FAST)
+def swallowing() -> None:
+    swallows_an_interrupt()
+    never_reached(after="swallows_an_interrupt")
+
+
+def test_an_interrupt_that_a_step_loses_still_ends_the_run(trace: Callable[[], list[str]]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        swallowing()
+    assert trace() == ["swallowed"]
+    assert signal.getsignal(signal.SIGINT) is before
+    run = last_run("swallowing")
+    assert run.status.is_finished and not run.status.is_successful
+    state = flow_run_of(run).state
+    assert state is not None and state.is_final() and not state.is_completed()
