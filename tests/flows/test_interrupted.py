@@ -34,6 +34,10 @@ def _left(place: Place, patience: float = 20) -> list[str]:
     return [" ".join(process.cmdline()) for process in found if process.is_running()]
 
 
+def _obey_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _interrupt(place: Place, step: str, sent: signal.Signals) -> int:
     """Start `gauntlet run toy`, send the signal when `step` has started, and return the exit code."""
     process = subprocess.Popen(
@@ -43,6 +47,8 @@ def _interrupt(place: Place, step: str, sent: signal.Signals) -> int:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
+        preexec_fn=_obey_ctrl_c,
     )
     assert process.stderr is not None
     said = []
@@ -60,7 +66,7 @@ def _interrupt(place: Place, step: str, sent: signal.Signals) -> int:
 def _survives(place: Place, steps: Sequence[str], sent: signal.Signals) -> None:
     for step in steps:
         code = _interrupt(place, step, sent)
-        assert code == (130 if sent == signal.SIGINT else -signal.SIGKILL)
+        assert code == (130 if sent == signal.SIGINT else -signal.SIGKILL), f"at {step}"
         assert _left(place) == []
     done = place.gauntlet("run", "toy")
     assert done.code == 0, done.printed[-3000:]
