@@ -1,6 +1,5 @@
 """The schema of a model's YAML, and the layers that a resolved one is made of."""
 
-import difflib
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.errors import ConfigError
+from models.errors import ConfigError, guess
 
 Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9_]{0,61}[a-z0-9])?$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -325,7 +324,7 @@ class ModelConfig(Section):
             if name in (None, source.name):
                 return source
         names = [source.name for source in self.sources]
-        raise ConfigError(f"model '{self.name}' has no source '{name}'{_guess(str(name), names)}")
+        raise ConfigError(f"model '{self.name}' has no source '{name}'{guess(str(name), names)}")
 
     def feature_names(self) -> list[str]:
         """Names of the columns the estimator sees: raw ones first, each group in the YAML's order."""
@@ -366,16 +365,9 @@ def _matches(pattern: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if rule.fullmatch(name)]
 
 
-def _guess(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
-    return f"{hint} (there is: {shown or 'nothing'})"
-
-
 def _require(name: str, known: Sequence[str], where: str) -> None:
     if name not in known:
-        raise ValueError(f"{where}: no column '{name}'{_guess(name, known)}")
+        raise ValueError(f"{where}: no column '{name}'{guess(name, known)}")
 
 
 @dataclass(frozen=True)
@@ -412,7 +404,7 @@ def load_model(name: str, overrides: Sequence[Layer] = ()) -> Resolved:
     """
     path = models_dir() / f"{name}.yaml"
     if name not in model_names():
-        raise ConfigError(f"unknown model '{name}'{_guess(name, model_names())}; `gauntlet new` writes one")
+        raise ConfigError(f"unknown model '{name}'{guess(name, model_names())}; `gauntlet new` writes one")
     base = Path(__file__).parent / "base.yaml"
     layers = [Layer("models/base.yaml", read_yaml(base)), Layer(f"models/{name}.yaml", read_yaml(path)), *overrides]
     resolved = resolve(layers)
@@ -521,7 +513,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
         if not origin:
             origin = next((o for k, o in origins.items() if path.startswith(f"{k}.")), "")
         if problem["type"] == "extra_forbidden":
-            said = f"unknown key{_guess(str(problem['loc'][-1]), _allowed(problem['loc'][:-1]))}"
+            said = f"unknown key{guess(str(problem['loc'][-1]), _allowed(problem['loc'][:-1]))}"
         else:
             said = problem["msg"].removeprefix("Value error, ")
             given = problem["input"]

@@ -1,5 +1,7 @@
 """What a user is told when something cannot be done, and the exit code that goes with it."""
 
+import difflib
+from collections.abc import Sequence
 from typing import ClassVar
 
 LIMIT = 2_000
@@ -10,6 +12,14 @@ def bounded(text: str, limit: int = LIMIT) -> str:
     if len(text) <= limit:
         return text
     return f"{text[: limit - 40]} … ({len(text) - limit + 40} more characters)"
+
+
+def guess(name: str, known: Sequence[str]) -> str:
+    """The end of a sentence about an unknown `name`: the closest one there is, and the first twenty of all."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
+    return f"{hint} (there is: {shown or 'nothing'})"
 
 
 class GauntletError(Exception):

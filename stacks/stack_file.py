@@ -1,6 +1,5 @@
 """Stack files: `stacks/<name>.yaml` says where models live; ZenML's state is planned and made after it."""
 
-import difflib
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from models.config import Layer, Section, read_yaml
-from models.errors import ConfigError, bounded
+from models.errors import ConfigError, bounded, guess
 from stacks.home import environment as home_environment
 from stacks.home import home_dir, use_home
 
@@ -111,7 +110,7 @@ def load_stack(name: str) -> StackFile:
     """
     path = stacks_dir() / f"{name}.yaml"
     if name not in stack_names():
-        raise ConfigError(f"unknown stack '{name}'{_guess(name, stack_names())}")
+        raise ConfigError(f"unknown stack '{name}'{guess(name, stack_names())}")
     try:
         return StackFile.model_validate_json(json.dumps(read_yaml(path), default=str))
     except ValidationError as error:
@@ -326,7 +325,7 @@ class _Difference:
 
             if (kind, part.flavor) != ("orchestrator", FLAVOR_NAME):
                 known = sorted({f.name for f in self._client.list_flavors(type=kind, size=200).items})
-                raise ConfigError(f"{where}: unknown flavor '{part.flavor}'{_guess(part.flavor, known)}")
+                raise ConfigError(f"{where}: unknown flavor '{part.flavor}'{guess(part.flavor, known)}")
             schema = PrefectOrchestratorFlavor().config_schema
         else:
             schema = flavor.config_schema
@@ -334,7 +333,7 @@ class _Difference:
         raw: dict[str, Any] = getattr(self._raw, kind).config
         for key, value in raw.items():
             if key not in keys:
-                raise ConfigError(f"{where}: unknown key '{key}' of flavor {part.flavor}{_guess(key, sorted(keys))}")
+                raise ConfigError(f"{where}: unknown key '{key}' of flavor {part.flavor}{guess(key, sorted(keys))}")
             literal = isinstance(value, str) and not (SECRET_REFERENCE.match(value) or REFERENCE.fullmatch(value))
             if keys[key].get("sensitive") and literal:
                 raise ConfigError(f"{where}.{key} is secret: write ${{VARIABLE}} or a ZenML secret, {{{{name.key}}}}")
@@ -436,12 +435,6 @@ def _replace(model: type[StackFile], raw: Mapping[str, Any], known: Mapping[str,
     }
 
 
-def _guess(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"{hint} (there is: {', '.join(known[:20]) or 'nothing'})"
-
-
 def _explain(file: str, error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False)[:5]:
@@ -449,6 +442,6 @@ def _explain(file: str, error: ValidationError) -> str:
         said = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             inside = Component if len(problem["loc"]) > 1 else StackFile
-            said = f"unknown key{_guess(str(problem['loc'][-1]), list(inside.model_fields))}"
+            said = f"unknown key{guess(str(problem['loc'][-1]), list(inside.model_fields))}"
         lines.append(": ".join(part for part in (file, path, said) if part))
     return "\n".join(lines)
