@@ -5,10 +5,10 @@ PYTHON ?=
 VENV := .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help install run test prove check format bench lock clean
+.PHONY: help install run up deployments test prove check format bench lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: ## Set up .venv from the lock (PYTHON=3.12 chooses an interpreter)
 	@.ci/install $(VENV) $(PYTHON)
@@ -16,8 +16,14 @@ install: ## Set up .venv from the lock (PYTHON=3.12 chooses an interpreter)
 run: install ## Run the whole life of one model (MODEL=heart_disease does another)
 	@$(BIN)/gauntlet run $(MODEL)
 
+up: install ## Start Prefect server, worker and MLflow UI on this clone's state; Ctrl-C ends them
+	@$(BIN)/python -m flows.up
+
+deployments: install ## Write prefect.yaml from models/*.yaml
+	@$(BIN)/python -m flows.deployments
+
 test: install ## Show every guarantee once, small (15 minutes at most), with coverage
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not prove and not bench" --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not prove and not bench" --cov --cov-report=term:skip-covered
 
 prove: install ## Run the counts that issues name and write docs/proof.md
 	@$(BIN)/python -m pytest -m prove --proof=docs/proof.md --timeout=1800

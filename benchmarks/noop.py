@@ -1,8 +1,12 @@
-"""Pipelines that do nothing; imported only when the homes are set, since it imports ZenML."""
+"""Pipelines that do nothing, or wait; imported only when the homes are set, since it imports ZenML."""
+
+import time
 
 from zenml import pipeline, step
 
 STEPS = 8
+WIDTH = 4
+SECONDS = 1
 
 
 @step
@@ -18,3 +22,16 @@ def nothing_chain() -> None:
         name = f"nothing_{number}"
         nothing(id=name, after=before)
         before = [name]
+
+
+@step
+def sleeper() -> None:
+    """One second, no work, no artifact."""
+    time.sleep(SECONDS)
+
+
+@pipeline(enable_cache=False)
+def fan_out() -> None:
+    """None waits for another."""
+    for number in range(WIDTH):
+        sleeper(id=f"sleeper_{number}")

@@ -36,7 +36,7 @@ def stages(raw: Any) -> dict[str, float]:
     """Seconds of each stage on raw rows."""
     from bentos.features import derived_columns
     from models.config import load_model
-    from steps.ingest import typed_frame
+    from steps.rows import typed_rows
     from steps.split import split_frame
     from steps.validate import validate_frame
 
@@ -49,7 +49,7 @@ def stages(raw: Any) -> dict[str, float]:
         seconds[name] = time.perf_counter() - started
         return result
 
-    frame = timed("typing", lambda: typed_frame(config, raw))
+    frame = timed("typing", lambda: typed_rows(config, [raw]).frame)
     report = timed("validate", lambda: validate_frame(config, frame, frame.head(20_000)))
     parts = timed("split", lambda: split_frame(config, frame))
     columns = derived_columns(config).fit(parts.train)
@@ -68,9 +68,9 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ.update(environment(Path(home)) | {"GAUNTLET_SECRET": "benchmark"})
-        from steps.generators import heart_disease
+        from steps.generators import GENERATORS
 
-        made = heart_disease(options.rows, 1, {})
+        made = GENERATORS["heart_disease"].make(options.rows, 1, {})
         kinds = {"text": text_cells(made), "numbers": made}
         stages(made.head(2_000))  # imports
         rounds = {kind: [stages(raw) for _ in range(options.rounds)] for kind, raw in kinds.items()}

@@ -80,9 +80,11 @@ class Served:
             return [{"prediction": value, **same} for value in answers.values.tolist()]
         levels = release.config.serving.risk
         told = []
-        for value, shares in zip(answers.values.tolist(), answers.probabilities.tolist(), strict=True):
+        for value, shares in zip(answers.told.tolist(), answers.probabilities.tolist(), strict=True):
             probability = shares[-1] if len(labels) == 2 else max(shares)
             answer = {"prediction": value, "probability": probability}
+            if answers.abstained is not None:
+                answer["abstained"] = value is None
             answer["probabilities"] = dict(zip(labels, shares, strict=True))
             if levels:
                 answer["risk"] = [level for level, start in levels.items() if probability >= start][-1]

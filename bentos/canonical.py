@@ -24,6 +24,7 @@ PIPELINE, BOOSTER, BOOSTER_PARAMETERS = "pipeline.skops", "booster.ubj", "booste
 TRUSTED = frozenset(
     {
         "bentos.features.DerivedColumns",
+        "bentos.text.TextTfidf",
         "builtins.bool",
         "builtins.dict",
         "builtins.float",
@@ -44,8 +45,6 @@ TRUSTED = frozenset(
         "sklearn.compose._column_transformer._RemainderColsList",
         "sklearn.ensemble._forest.RandomForestClassifier",
         "sklearn.ensemble._forest.RandomForestRegressor",
-        "sklearn.feature_extraction.text.TfidfTransformer",
-        "sklearn.feature_extraction.text.TfidfVectorizer",
         "sklearn.impute._base.MissingIndicator",
         "sklearn.impute._base.SimpleImputer",
         "sklearn.linear_model._base.LinearRegression",

@@ -7,7 +7,7 @@ import hmac
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,15 +28,23 @@ class Problem:
 
     Attributes:
         column: Name of the column.
-        count: How many values.
         reason: What they are not; never a value.
-        first: Position (from 0) of the first of them.
+        rows: Positions (from 0) of all of them, rising.
     """
 
     column: str
-    count: int
     reason: str
-    first: int = 0
+    rows: tuple[int, ...] = field(repr=False)
+
+    @property
+    def count(self) -> int:
+        """How many values."""
+        return len(self.rows)
+
+    @property
+    def first(self) -> int:
+        """Position (from 0) of the first of them."""
+        return self.rows[0]
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def to_frame(raw: pd.DataFrame, columns: Mapping[str, Column]) -> Typed:
         else:
             values, bad, reason = _blank(len(raw), column), np.ones(len(raw), bool), "the column is absent"
         if bad is not None and bad.any():
-            problems.append(Problem(name, int(bad.sum()), reason, int(bad.argmax())))
+            problems.append(Problem(name, reason, tuple(np.flatnonzero(bad).tolist())))
         typed[name] = pd.Series(values, index=raw.index, name=name)
     return Typed(pd.DataFrame(typed, index=raw.index), tuple(problems))
 
@@ -113,7 +121,7 @@ def _typed(series: "pd.Series[Any]", column: Column) -> _Result:
         return pd.Series(texts).map({"true": 1.0, "false": 0.0}).to_numpy(np.float64), bad, "neither true nor false"
     values, bad = _numbers(series, column.missing_values)
     if column.type == "number":
-        return values, bad, "no number"
+        return values, bad, "infinite" if _all_infinite(series[bad]) else "no number"
     fraction = values != np.floor(values)
     fraction &= ~np.isnan(values)
     return np.where(fraction, np.nan, values), bad | fraction, "no whole number"
@@ -209,6 +217,13 @@ def _number(cell: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def _all_infinite(cells: "pd.Series[Any]") -> bool:
+    try:
+        return bool(len(cells)) and all(math.isinf(float(cell)) for cell in cells)
+    except (ValueError, TypeError, OverflowError):
+        return False
 
 
 def _numbers(series: "pd.Series[Any]", markers: Iterable[Scalar]) -> tuple[_Array, _Array]:

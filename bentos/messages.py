@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from bentos.schema import Schema
 from models.config import Column
 
+MAX_TEXT = 1_000_000
 Variant = Literal["champion", "canary", "shadow"]
 
 
@@ -40,9 +41,12 @@ class Flag(Message):
 class Answer(Message):
     """The answer to one row."""
 
-    prediction: str | float = Field(description="The class, or the number.")
+    prediction: str | float | None = Field(description="The class, or the number; null where the model abstains.")
+    abstained: bool | None = Field(
+        None, description="Whether the best class was too improbable to be told; absent where the model always answers."
+    )
     probability: float | None = Field(
-        None, description="Of the positive class where there are two, of the predicted one where there are more."
+        None, description="Of the positive class where there are two, of the most probable one where there are more."
     )
     probabilities: dict[str, float] | None = Field(None, description="By class; absent for regression.")
     risk: str | None = Field(None, description="Level of the probability, where the model has levels.")
@@ -145,7 +149,7 @@ _TYPES: Mapping[str, Any] = {
     "integer": _NUMBER,
     "boolean": Annotated[bool, Strict()],
     "category": Annotated[Any, BeforeValidator(_scalar)],
-    "text": Annotated[str, Strict()],
+    "text": Annotated[str, Strict(), Field(max_length=MAX_TEXT)],
     "datetime": Annotated[str, Strict()],
 }
 
@@ -160,7 +164,9 @@ def _shown(column: Column) -> dict[str, Any]:
             return any_value
         known = {"enum": list(column.categories)}
         return known if column.on_unseen == "reject" else {"anyOf": [known, any_value]}
-    shown: dict[str, Any] = {"type": "string" if column.type == "text" else column.type}
+    if column.type == "text":
+        return {"type": "string", "maxLength": MAX_TEXT}
+    shown: dict[str, Any] = {"type": column.type}
     if column.range is None:
         return shown
     if column.on_range == "flag":

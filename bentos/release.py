@@ -6,7 +6,7 @@ import math
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +28,9 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 EVIDENCE = "evidence"
 REFERENCE_ROWS = 20_000
+REFERENCE_CHARACTERS = 8_000_000
 GOLDEN_ROWS = 20
+GOLDEN_CHARACTERS = 2_000
 FAMILIES: dict[str, Family] = {
     "LogisticRegression": "logistic_regression",
     "LinearRegression": "linear_regression",
@@ -49,15 +51,30 @@ class Answers:
     Attributes:
         values: Shape (n,): predicted labels (object of str), or numbers (float64) for regression.
         probabilities: Shape (n, k), columns in the order of `Schema.labels`; None for regression.
+        abstained: Shape (n,) of bool: rows whose label is not to be told, because it is less probable than
+            `serving.abstain_below`; None where the model always answers.
     """
 
     values: "np.ndarray[Any, Any]"
     probabilities: "np.ndarray[Any, Any] | None"
+    abstained: "np.ndarray[Any, Any] | None" = None
+
+    @property
+    def told(self) -> "np.ndarray[Any, Any]":
+        """Shape (n,): what is said to whoever asked: the values, None where the model abstains."""
+        import numpy as np
+
+        if self.abstained is None:
+            return self.values
+        return np.where(self.abstained, np.array(None, dtype=object), self.values)
 
 
 @dataclass(frozen=True)
 class Golden:
-    """A row and its answer, kept with the Release: whoever loads it must answer the same (to 1e-6)."""
+    """A row and its answer, kept with the Release: whoever loads it must answer the same (to 1e-6).
+
+    A prediction is kept where the model would abstain as well: when it does is not part of what was fitted.
+    """
 
     inputs: dict[str, Any]
     prediction: str | float
@@ -199,7 +216,10 @@ class Release:
         return self.training.family
 
     def reference(self) -> "pd.DataFrame":
-        """Typed sample of the training rows, at most 20,000, with the target and without personal columns."""
+        """Typed sample of the training rows, at most 20,000, with the target and without personal columns.
+
+        Of a long text the end is there: a text column holds 8 million characters at most.
+        """
         import io
 
         import pandas as pd
@@ -217,7 +237,10 @@ class Release:
         Raises:
             TooLarge: A row leads to numbers that the model cannot compute with.
         """
-        return _answer(self.pipeline, self.schema, frame)
+        answers, least = _answer(self.pipeline, self.schema, frame), self.config.serving.abstain_below
+        if answers.probabilities is None or least is None:
+            return answers
+        return replace(answers, abstained=answers.probabilities.max(axis=1) < least)
 
     def _read(self, name: str) -> bytes:
         """Content of a file of the manifest, verified."""
@@ -378,7 +401,8 @@ def _golden(pipeline: "Pipeline", schema: Schema, train: "pd.DataFrame", seed: i
     chosen = drawn.drop(index=sorted(refused)).head(GOLDEN_ROWS)
     if chosen.empty:
         raise DataError("no training row lies within the YAML's ranges and categories; the service would refuse all")
-    rows = plain_rows(chosen, schema.inputs)
+    texts = {name: chosen[name].str[-GOLDEN_CHARACTERS:] for name, c in schema.inputs.items() if c.type == "text"}
+    rows = plain_rows(chosen.assign(**texts), schema.inputs)
     with threadpool_limits(1):
         answers = _answer(pipeline, schema, typed_rows([list(row.values()) for row in rows], schema.inputs).frame)
     values = [v if isinstance(v, str) else _rounded(v) for v in answers.values.tolist()]
@@ -401,6 +425,9 @@ def _reference(config: ModelConfig, train: "pd.DataFrame") -> dict[str, bytes]:
     personal = [name for name, column in config.columns.items() if column.personal]
     known = train.drop(columns=personal, errors="ignore").reset_index(drop=True)
     sample = known.sample(min(len(known), REFERENCE_ROWS), random_state=config.seed).sort_index()
+    texts = [name for name in known if name in config.columns and config.columns[name].type == "text"]
+    most = REFERENCE_CHARACTERS // max(len(sample), 1)
+    sample = sample.assign(**{name: sample[name].str[-most:] for name in texts})
     buffer = io.BytesIO()
     sample.to_parquet(buffer, index=False)
     types = {name: column.type for name, column in config.columns.items()}

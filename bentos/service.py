@@ -1,5 +1,6 @@
 """The BentoML service: serves the Release that was packed into its Bento, beside this code."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from bentoml.exceptions import BentoMLException
 from bentos.app import Served, add_model, new_app
 from bentos.release import Release
 from models.errors import GauntletError, WorkError
+from stacks import logs
+
+log = logging.getLogger("gauntlet.service")
 
 RELEASE = Path(__file__).absolute().parent.parent / "release"
 
@@ -48,12 +52,17 @@ class Gauntlet:
 
     def __init__(self) -> None:
         """Load the Release into this worker."""
-        app.state.served = Served.load(packaged(), bento_version())
+        release = packaged()
+        logs.inherit()
+        logs.identify(model=release.schema.model, version=str(bento_version()))
+        app.state.served = Served.load(release, bento_version())
+        log.info("%s v%d answers", release.schema.model, bento_version())
 
     @bentoml.on_deployment
     @staticmethod
     def refuse_without_release() -> None:
         """Stop a bad start before the port opens: a worker that fails later leaves a port where nobody answers."""
+        logs.inherit()
         try:
             packaged()
             bento_version()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from models.errors import GauntletError, bounded
+from models.errors import ConfigError, GauntletError, bounded
 
 app = typer.Typer(
     help="One YAML file per model; every challenger runs the gauntlet; one champion serves.",
@@ -25,6 +25,7 @@ app.add_typer(stack_app, name="stack")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Model = Annotated[str, typer.Argument(help="Name of a YAML in models/.", metavar="MODEL")]
+Stack = Annotated[str | None, typer.Argument(help="Name of a file in stacks/; local when left out.")]
 Settings = Annotated[
     list[str], typer.Option("--set", help="key=value on top of the YAML, for example tuning.trials=10.")
 ]
@@ -36,6 +37,7 @@ def reported(function: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*args: Any, **options: Any) -> None:
         try:
+            _speak()
             code = function(*args, **options) or 0
         except (typer.Exit, typer.Abort):
             raise
@@ -51,12 +53,26 @@ def reported(function: Callable[..., int | None]) -> Callable[..., None]:
     return command
 
 
-def _fail(message: str, code: int, options: Mapping[str, Any]) -> int:
-    from flows.console import err, print_json
+def _speak() -> None:
+    from stacks import logs
 
-    if options.get("debug"):
-        err.print_exception()
-    err.print(f"Error: {message}", style="red", markup=False)
+    if logs.wants_json():
+        logs.speak_json()
+
+
+def _fail(message: str, code: int, options: Mapping[str, Any]) -> int:
+    import logging
+
+    from flows.console import err, print_json
+    from stacks.logs import masked, speaks_json
+
+    message = masked(message)
+    if speaks_json():
+        logging.getLogger("gauntlet").error(message, exc_info=bool(options.get("debug")))
+    else:
+        if options.get("debug"):
+            err.print_exception()
+        err.print(f"Error: {message}", style="red", markup=False)
     if options.get("as_json"):
         print_json({"error": message, "exit_code": code})
     return code
@@ -65,7 +81,11 @@ def _fail(message: str, code: int, options: Mapping[str, Any]) -> int:
 @app.command()
 @reported
 def run(
-    model: Model,
+    model: Annotated[str | None, typer.Argument(help="Name of a YAML in models/; or --all.", metavar="MODEL")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every model, a few at a time.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="With --all: how many at a time; the number of cores by default.")
+    ] = None,
     source: Annotated[str | None, typer.Option(help="Which of the YAML's sources; the first by default.")] = None,
     settings: Settings = [],  # noqa: B006
     why: Annotated[str, typer.Option(help="Reason, for the ledger.")] = "",
@@ -74,12 +94,39 @@ def run(
     debug: Debug = False,
 ) -> int:
     """Train a challenger on the active stack, judge it, and serve it if it wins."""
+    if everything:
+        return _run_all(model, limit, source, settings, why, require_promotion, as_json)
+    if model is None or limit is not None:
+        raise ConfigError(
+            "--limit goes with --all" if model else "name a MODEL, or give --all; `gauntlet show` lists the models"
+        )
     from flows.run import run_model
     from flows.views import print_run
 
     result = run_model(model, source, settings, why, quiet=as_json)
     print_run(result, as_json)
     return 3 if require_promotion and result["verdict"] != "promoted" else 0
+
+
+def _run_all(
+    model: str | None,
+    limit: int | None,
+    source: str | None,
+    settings: list[str],
+    why: str,
+    require_promotion: bool,
+    as_json: bool,
+) -> int:
+    if model is not None:
+        raise ConfigError(f"--all runs every model: leave '{model}' out, or leave --all out")
+    from flows.all_view import print_report
+    from flows.run import run_all
+
+    report = run_all(limit, source, settings, why)
+    print_report(report, as_json)
+    if report["failed"]:
+        return 1
+    return 3 if require_promotion and report["promoted"] < report["models"] else 0
 
 
 @app.command()
@@ -161,33 +208,32 @@ def rollback(
 @stack_app.command("plan")
 @reported
 def stack_plan(
-    name: Annotated[str | None, typer.Argument(help="Name of a file in stacks/; local when left out.")] = None,
+    name: Stack = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show how a stack file differs from ZenML's state."""
-    from flows.console import quiet_home
-    from flows.views import print_changes
-    from stacks import stack_file
-
-    quiet_home()
-    print_changes(stack_file.plan(name or "local"), False, as_json)
+    _changes(name, False, as_json)
 
 
 @stack_app.command("apply")
 @reported
 def stack_apply(
-    name: Annotated[str | None, typer.Argument(help="Name of a file in stacks/; local when left out.")] = None,
+    name: Stack = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Make ZenML's state what a stack file says; a second time changes nothing."""
+    _changes(name, True, as_json)
+
+
+def _changes(name: str | None, apply: bool, as_json: bool) -> None:
     from flows.console import quiet_home
     from flows.views import print_changes
     from stacks import stack_file
 
     quiet_home()
-    print_changes(stack_file.apply(name or "local"), True, as_json)
+    print_changes((stack_file.apply if apply else stack_file.plan)(name or "local"), apply, as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress and logs on stderr, tables on stdout."""
+"""What a person sees of a run: progress and messages on stderr, tables on stdout."""
 
 import json
 import logging
@@ -7,7 +7,6 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +16,38 @@ from rich.table import Table
 
 from models.config import Logging
 from models.errors import bounded
+from stacks import logs
 from stacks.home import use_home
+from stacks.logs import ENGINES, OURS, masked
 from stacks.terminal import terminal
 
 STARTED = re.compile(r"Step `(.+)` has started\.")
 FINISHED = re.compile(r"Step `(.+)` has finished in `(.+)`\.")
 CACHED = re.compile(r"Using cached version of step `(.+)`\.")
 FAILED = re.compile(r"Failed to run step `(.+?)`")
-ENGINES = ("zenml", "prefect")
-OURS = ("models", "stacks", "bentos", "steps", "flows", "gauntlet")
 
 out = Console(highlight=False, soft_wrap=True)
 err = terminal()
 
 
 class RunHandler(logging.Handler):
-    """Shows a run on stderr: steps as they start and end, our own messages, other libraries' warnings.
+    """Shows a run on stderr, a line a step: as they start and end, our own messages, other libraries' warnings.
 
-    As text, one line a step; as JSON, one object a record with its ids. What ZenML and Prefect say of a
-    failure is left to their own records: the command ends with the reason, once.
+    What ZenML and Prefect say of a failure is left to their own records: the command ends with the reason, once.
     """
 
-    def __init__(self, as_json: bool, level: int, ids: Mapping[str, str]) -> None:
+    def __init__(self, level: int) -> None:
         super().__init__(level)
-        self.as_json = as_json
-        self.ids = ids
         self.started: dict[str, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record, or nothing where it is another library's chatter."""
         try:
-            message = record.getMessage()
+            message = masked(record.getMessage())
             room = record.name.split(".")[0]
             step = room == "zenml" and any(form.search(message) for form in (STARTED, FINISHED, CACHED, FAILED))
             loud = room not in ENGINES and record.levelno >= logging.WARNING
             if not (step or loud or room in OURS or self.level <= logging.DEBUG):
-                return
-            if self.as_json:
-                self._write_json(record, message)
                 return
             if err.is_terminal:
                 err.file.write("\r\x1b[2K")
@@ -65,16 +58,6 @@ class RunHandler(logging.Handler):
                 err.print(escape(f"  {bounded(message)}"), style=style)
         except Exception:
             self.handleError(record)
-
-    def _write_json(self, record: logging.LogRecord, message: str) -> None:
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": bounded(message),
-            **self.ids,
-        }
-        err.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def _write_step(self, message: str) -> None:
         if match := STARTED.search(message):
@@ -99,20 +82,30 @@ def quiet_home() -> Path:
 def use_logging(wanted: Logging, **ids: str) -> None:
     """Replace the console handlers of ZenML and Prefect by ours; their stored logs stay as they are.
 
-    Import zenml and prefect first: each installs its console handler when imported.
+    Import zenml and prefect first: each installs its console handler when imported. For JSON call it before that too,
+    or what the imports say is text.
 
     Args:
         wanted: Level and form.
         ids: What every JSON record carries, for example the model and the run.
     """
+    level = logging.getLevelNamesMapping()[wanted.level]
+    if speaks(wanted) == "json":
+        logs.speak_json(level, **ids)
+        return
+    logs.speak_text()
     root = logging.getLogger()
     for handler in list(root.handlers):
         if type(handler).__name__ in ("ZenMLConsoleHandler", "PrefectConsoleHandler", "RunHandler"):
             root.removeHandler(handler)
-    level = logging.getLevelNamesMapping()[wanted.level]
-    root.addHandler(RunHandler(wanted.format == "json", level, ids))
+    root.addHandler(RunHandler(level))
     root.setLevel(min(logging.INFO, level))
     logging.captureWarnings(False)
+
+
+def speaks(wanted: Logging) -> str:
+    """The form of a run's messages: the YAML's, unless `GAUNTLET_LOG_FORMAT` asks every process for JSON."""
+    return "json" if logs.wants_json() else wanted.format
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -130,6 +123,14 @@ def number(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def span(seconds: float) -> str:
+    """A span of time as a person says it: `40 s`, `5 min`, `3 h`, `2 d`."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
 
 
 def print_json(result: Mapping[str, Any]) -> None:

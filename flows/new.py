@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
+from flows.deployments import follow_new_model
 from models.config import load_model, models_dir
 from models.errors import ConfigError
 
 
 def write_model(name: str, data: Path, target: str, force: bool) -> Path:
-    """Write `<models>/<name>.yaml` and return its path.
+    """Write `<models>/<name>.yaml`, and its entry in prefect.yaml, and return the YAML's path.
 
     Raises:
         ConfigError: The name is no model name, or the YAML exists and `force` is not set.
@@ -27,4 +28,5 @@ def write_model(name: str, data: Path, target: str, force: bool) -> Path:
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
     load_model(name)
+    follow_new_model()
     return path

@@ -18,7 +18,11 @@ from steps.validate import validate
 
 @pipeline(name="train", execution_mode=ExecutionMode.FAIL_FAST)
 def train_pipeline(
-    parts: dict[str, dict[str, Any]], source: str, source_digest: str, champion: int | None
+    parts: dict[str, dict[str, Any]],
+    source: str,
+    source_digest: str,
+    champion: int | None,
+    reference: int | None,
 ) -> tuple[Annotated[Evaluation, "evaluation"], Annotated[Package, "package"]]:
     """Rows 1 to 6 of a row's way: from a source to a judged and packaged challenger.
 
@@ -27,9 +31,10 @@ def train_pipeline(
         source: Name of the source to read.
         source_digest: Digest of what the source holds now, so that changed data are read again.
         champion: Version to compare with, so that a new champion is compared again.
+        reference: Version whose training rows drift is measured against; None where there is no drift to measure.
     """
-    raw, data_digest = ingest(parts["ingest"], source, source_digest)
-    frame, report, _ = validate(parts["validate"], raw, champion)
+    raw, data_digest, _ = ingest(parts["ingest"], source, source_digest)
+    frame, report, _ = validate(parts["validate"], raw, reference)
     training, test = split(parts["split"], frame)
     tuning = tune(parts["tune"], training)
     release = train(parts["train"], training, tuning, data_digest)

@@ -1,15 +1,19 @@
 """What the command does in its own process: run the flow, roll back, examine."""
 
+import importlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.console import err, out, quiet_home, use_logging
-from models.config import load_model, parse_set
-from models.errors import GauntletError
+from flows.console import err, out, quiet_home, speaks, use_logging
+from models.config import Logging, load_model, parse_set
+from models.errors import ConfigError, GauntletError, WorkError
 from stacks.home import use_home
+
+ROOM_MIB = 64
 
 
 def run_model(model: str, source: str | None, settings: Sequence[str], why: str, quiet: bool) -> dict[str, Any]:
@@ -30,21 +34,62 @@ def run_model(model: str, source: str | None, settings: Sequence[str], why: str,
     """
     config = load_model(model, [parse_set(settings)] if settings else []).config
     used = config.source(source)
-    (err if quiet else out).print(f"[bold]{model}[/bold]: source '{used.name}' ({_describe(used)})")
+    if speaks(config.logging) == "json":
+        use_logging(config.logging, model=model)
+    (err if quiet else out).print(f"[bold]{model}[/bold]: source '{used.name}' ({used.label})")
     home = use_home()
-    with _prefect(home):
+    with use_prefect(home):
         from flows.train import train
 
         use_logging(config.logging, model=model)
-        return _inner_error(lambda: train(model, used.name, list(settings), why))
+        return own_error(lambda: train(model, used.name, list(settings), why))
+
+
+def run_all(
+    limit: int | None, source: str | None, settings: Sequence[str], why: str, actor: str | None = None
+) -> dict[str, Any]:
+    """Run the Prefect flow `train-all` here: every model, at most `limit` at a time.
+
+    Returns:
+        Its report, also when some models failed.
+
+    Raises:
+        GauntletError: There is no model, or the runs could not be started.
+    """
+    parse_set(settings)
+    home = quiet_home()
+    with use_prefect(home, "flows.train_all"):
+        from flows.train_all import ModelsFailed, train_all
+
+        use_logging(Logging())
+        try:
+            return own_error(lambda: train_all(limit, None, source, list(settings), why, actor))
+        except ModelsFailed as failed:
+            return dict(failed.report)
 
 
 @contextmanager
-def _prefect(home: Path) -> Iterator[None]:
-    """This process's Prefect: the home's one server, and no heartbeat thread (it costs a flat second)."""
-    from stacks.orchestrator.server import public_url, start_server
+def use_prefect(home: Path, longest: str = "flows.train") -> Iterator[None]:
+    """This process's Prefect: the home's one server, and no heartbeat thread (it costs a flat second).
 
+    Args:
+        home: The `GAUNTLET_HOME`.
+        longest: Module to import while the server starts.
+
+    Raises:
+        ConfigError: The Prefect API that the user configured does not answer.
+        WorkError: The disk is full.
+    """
+    from stacks.orchestrator.announcement import withdraw_dead
+    from stacks.orchestrator.server import ServerError, public_url, require_answer, start_server
+
+    _require_room(home)
     prefect_home = Path(os.environ.get("PREFECT_HOME", home / "prefect"))
+    withdraw_dead(prefect_home)
+    try:
+        require_answer(prefect_home)
+    except ServerError as error:
+        raise ConfigError(str(error)) from None
     server = start_server(prefect_home)
     from prefect.settings import (
         PREFECT_API_URL,
@@ -53,15 +98,28 @@ def _prefect(home: Path) -> Iterator[None]:
         temporary_settings,
     )
 
-    import flows.train  # noqa: F401 - the longest import, while the server starts
-
+    importlib.import_module(longest)
     url = server.wait()
     shown = public_url(prefect_home, url)
     with temporary_settings({PREFECT_API_URL: url, PREFECT_UI_URL: shown, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
 
-def _inner_error(work: Any) -> Any:
+def _require_room(home: Path) -> None:
+    """Say that the disk is full before every tool says it in its own way.
+
+    Raises:
+        WorkError: A run would not find the room it needs.
+    """
+    free = shutil.disk_usage(home).free // 2**20
+    if free < ROOM_MIB:
+        raise WorkError(
+            f"the disk is full: {free} MiB are free where this clone keeps its state, a run needs {ROOM_MIB}; "
+            "nothing was started and the champion is as before"
+        )
+
+
+def own_error(work: Any) -> Any:
     """Call `work`; what ZenML or Prefect wrapped around our own error is taken off again."""
     try:
         return work()
@@ -70,14 +128,6 @@ def _inner_error(work: Any) -> Any:
         while cause is not None and not isinstance(cause, GauntletError):
             cause = cause.__cause__ or cause.__context__
         raise (cause or error) from (None if cause else error.__cause__)
-
-
-def _describe(source: Any) -> str:
-    if source.kind == "sklearn":
-        return f"scikit-learn's bundled {source.dataset} data"
-    if source.kind == "synthetic":
-        return f"generated: {source.generator}, {source.rows:,} rows, seed {source.seed}"
-    return f"{source.kind} {source.path}"
 
 
 def roll_back(model: str, to: int | None, why: str) -> dict[str, Any]:
@@ -89,8 +139,9 @@ def roll_back(model: str, to: int | None, why: str) -> dict[str, Any]:
     load_model(model)
     quiet_home()
     from steps.promote import rollback
+    from steps.restore import is_lost, restore
 
-    entry = rollback(model, to, why=why)
+    entry = restore(model, why=why) if is_lost(model, to) else rollback(model, to, why=why)
     return {"model": model, "champion": entry.version, "why": entry.why, "actor": entry.actor}
 
 

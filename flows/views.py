@@ -3,14 +3,18 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from flows.console import number, out, print_json, quiet_home, table
+from flows.console import number, out, print_json, quiet_home, span, table
+from flows.usage import StepUsage, read_usages, time_line
 from models.config import ModelConfig, load_model, model_names
-from models.errors import ConfigError
+from models.errors import ConfigError, WorkError, bounded
+
+if TYPE_CHECKING:
+    from flows.overview import Overview
 
 VERDICT_STYLE = {"promoted": "bold green", "kept": "bold cyan", "rejected": "bold red", "pending": "bold yellow"}
 
@@ -33,6 +37,8 @@ def print_run(result: Mapping[str, Any], as_json: bool) -> None:
     ]
     out.print()
     table("Gates", ("gate", "value", "threshold", "margin", "verdict", "reason"), rows)
+    if line := time_line([StepUsage(**step) for step in result["steps"]]):
+        out.print(f"\n[dim]time: {escape(line)}[/dim]")
     style = VERDICT_STYLE[result["verdict"]]
     metric = result["metric"]
     out.print(
@@ -102,54 +108,92 @@ def _origin(key: str, origins: Mapping[str, str]) -> str:
 
 
 def print_models(as_json: bool) -> None:
-    """Print all models with their champions."""
+    """Print all models: champion, score, age, last run, next run."""
     quiet_home()
-    from stacks.ledger import open_ledger
+    from flows.overview import overview
 
-    ledger = open_ledger()
-    models = []
-    for name in model_names():
-        entries = ledger.history(name)
-        last = entries[-1] if entries else None
-        models.append(
-            {
-                "model": name,
-                "champion": ledger.champion(name),
-                "last": last and last.action,
-                "at": last and str(last.time),
-            }
-        )
+    models = overview()
     if as_json:
-        print_json({"models": models})
+        print_json({"models": [asdict(model) for model in models]})
         return
-    rows = [(m["model"], f"v{m['champion']}" if m["champion"] else "none yet", m["last"], m["at"]) for m in models]
-    table("Models", ("model", "champion", "last entry", "at"), rows)
+    rows = [_overview_row(model) for model in models]
+    table("Models", ("model", "champion", "score", "age", "last run", "next run"), rows)
+    if any(model.told_by == "home" for model in models):
+        out.print("[dim]last run: as the ledger has it, or a later one of this home[/dim]")
+
+
+def _overview_row(model: "Overview") -> tuple[str, ...]:
+    champion = f"v{model.champion}" if model.champion else "none yet"
+    if model.error is not None:
+        return model.model, champion, bounded(model.error.splitlines()[0], 100), "", "", ""
+    return (
+        model.model,
+        champion,
+        f"{model.metric} {number(model.score)}" if model.score is not None else "",
+        _ago(model.since),
+        f"{model.outcome} {_ago(model.last_run)} ago" if model.last_run else "",
+        f"in {_ago(model.next_run)}" if model.next_run else "",
+    )
+
+
+def _ago(moment: str | None) -> str:
+    """The time between a moment and now."""
+    if moment is None:
+        return ""
+    return span(abs((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))
 
 
 def print_model(model: str, as_json: bool) -> None:
-    """Print a model's champion and versions."""
+    """Print a model's champion, what it was promoted by, where its run's time went, and all versions."""
     config = load_model(model).config
     quiet_home()
+    from flows.overview import promotion
     from stacks import registry
-    from stacks.ledger import open_ledger
+    from stacks.ledger import open_ledger, standing
 
     registry.initialise()
-    ledger = open_ledger()
-    champion, previous = ledger.champion(model), ledger.previous(model)
+    entries = open_ledger().history(model)
+    stood, promoted = standing(entries), promotion(entries)
+    facts = promoted.payload if promoted else {}
+    steps = _steps_of(facts.get("mlflow_run_id"))
     versions = [
-        {"version": v.number, "state": ledger.state(model, v.number), "digest": v.digest, "run": v.run_id}
+        {"version": v.number, "state": stood.states.get(v.number, "registered"), "digest": v.digest, "run": v.run_id}
         for v in registry.versions(model)
     ]
-    shown = {"model": model, "task": config.task, "metric": config.metric, "champion": champion, "previous": previous}
+    shown: dict[str, Any] = {"model": model, "task": config.task, "metric": config.metric}
+    shown |= {"champion": stood.champion, "previous": stood.previous}
+    evidence: dict[str, Any] = {"metrics": facts.get("metrics", {}), "gates": facts.get("verdict", {}).get("gates", [])}
+    evidence |= {"data_digest": facts.get("data_digest"), "steps": [asdict(step) for step in steps]}
     if as_json:
-        print_json({**shown, "versions": versions})
+        print_json({**shown, **evidence, "versions": versions})
         return
     out.print(f"[bold]{model}[/bold]: {config.description}")
-    out.print(
-        f"champion {f'v{champion}' if champion else 'none yet'}, previous {f'v{previous}' if previous else 'none'}"
-    )
+    champion, previous = (f"v{n}" if n else "none" for n in (stood.champion, stood.previous))
+    out.print(f"champion {champion if stood.champion else 'none yet'}, previous {previous}")
+    if promoted:
+        _print_evidence(promoted.time, evidence, time_line(steps))
     rows = [(f"v{v['version']}", v["state"], str(v["digest"])[:12], v["run"]) for v in versions]
     table("Versions", ("version", "state", "digest", "MLflow run"), rows)
+
+
+def _print_evidence(when: datetime, evidence: Mapping[str, Any], times: str) -> None:
+    figures = ", ".join(f"{name} {number(value)}" for name, value in evidence["metrics"].items())
+    out.print(f"promoted {when:%Y-%m-%d %H:%M} UTC on its test rows: {figures}", markup=False)
+    out.print(f"data {evidence['data_digest']}", markup=False)
+    if times:
+        out.print(f"time: {times}", markup=False)
+    rows = [(g["name"], number(g["value"]), number(g["threshold"]), g["verdict"]) for g in evidence["gates"]]
+    table("Gates", ("gate", "value", "threshold", "verdict"), rows)
+
+
+def _steps_of(run_id: str | None) -> list[StepUsage]:
+    """Where the time of a model's run went, as far as MLflow still has the run."""
+    from stacks.runs import metrics_of
+
+    try:
+        return read_usages(metrics_of(run_id)) if run_id else []
+    except WorkError:
+        return []
 
 
 def print_history(model: str, at: str | None, as_json: bool) -> None:

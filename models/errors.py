@@ -1,6 +1,7 @@
 """What a user is told when something cannot be done, and the exit code that goes with it."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -20,6 +21,13 @@ def guess(name: str, known: Sequence[str]) -> str:
     hint = f"; did you mean '{close[0]}'?" if close else ""
     shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
     return f"{hint} (there is: {shown or 'nothing'})"
+
+
+def shown(path: str) -> str:
+    """A path or URL as it may be printed: without user, password and query, bounded."""
+    if "://" in path:
+        path = re.sub(r"//[^/@]*@", "//", path).partition("?")[0]
+    return path if len(path) <= 200 else f"…{path[-199:]}"
 
 
 class GauntletError(Exception):

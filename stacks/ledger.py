@@ -16,7 +16,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -236,7 +236,9 @@ class Ledger:
         while True:
             try:
                 with self._begin(write=True) as connection:
-                    return self._insert(connection, fields, expect_champion)
+                    entry = self._insert(connection, fields, expect_champion)
+                self._remember(entry)
+                return entry
             except IntegrityError as error:
                 if self._is_sqlite:
                     raise self._unusable(error) from None
@@ -270,6 +272,21 @@ class Ledger:
         """All entries of a model, oldest first."""
         return tuple(self._entries(TABLE.c.model == model))
 
+    def histories(self) -> dict[str, tuple[Entry, ...]]:
+        """All entries by model, oldest first, without their payloads: one query for any number of models."""
+        columns = [column for column in TABLE.c if column.name != "payload"]
+        found: dict[str, list[Entry]] = {}
+        with self._begin() as connection:
+            for row in connection.execute(sa.select(*columns).order_by(TABLE.c.sequence)):
+                found.setdefault(row.model, []).append(_entry({**row._mapping, "payload": "{}"}))
+        return {model: tuple(entries) for model, entries in found.items()}
+
+    def payloads(self, sequences: Collection[int]) -> dict[int, Mapping[str, Any]]:
+        """The payloads of some entries by sequence: one query."""
+        query = sa.select(TABLE.c.sequence, TABLE.c.payload).where(TABLE.c.sequence.in_(sequences))
+        with self._begin() as connection:
+            return {row.sequence: json.loads(row.payload) for row in connection.execute(query)}
+
     def tip(self, model: str) -> int:
         """Sequence of the model's newest entry; 0 when it has none."""
         query = sa.select(sa.func.max(TABLE.c.sequence)).where(TABLE.c.model == model)
@@ -284,8 +301,8 @@ class Ledger:
     def verify(self) -> list[str]:
         """Walk the chain from the first entry and say what is wrong with which; an empty list is a sound ledger.
 
-        Entries cut off at the end leave a chain that is sound in itself: that is seen only by whoever knows a later
-        hash.
+        Entries cut off at the end leave a chain that is sound in itself: that is seen by the newest entry that this
+        home remembers to have written.
         """
         faults: list[str] = []
         query = sa.select(TABLE).order_by(TABLE.c.sequence).execution_options(yield_per=1_000)
@@ -294,7 +311,44 @@ class Ledger:
             for row in connection.execute(query):
                 faults += _faults(row, sequence + 1, previous, moment)
                 sequence, previous, moment = row.sequence, row.hash, row.time
-        return faults
+            return faults + self._cut_off(connection)
+
+    @property
+    def _anchor(self) -> Path:
+        """Where this home notes the newest entry that it wrote to this ledger."""
+        # With its options: a schema of PostgreSQL is one of them.
+        named = self._url.render_as_string(hide_password=True)
+        return home_dir() / "anchors" / f"{hashlib.sha256(named.encode()).hexdigest()[:12]}.json"
+
+    def _remember(self, entry: Entry) -> None:
+        """Note the newest entry written from here, apart from the database, so that a shortened one is noticed."""
+        if entry.sequence < self._remembered()[0]:
+            return
+        path = self._anchor
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps({"ledger": self.shown, "sequence": entry.sequence, "hash": entry.hash}))
+            draft.replace(path)
+        except OSError:
+            # The entry is written; a full disk must not make it look as if it were not.
+            draft.unlink(missing_ok=True)
+
+    def _remembered(self) -> tuple[int, str]:
+        try:
+            noted = json.loads(self._anchor.read_text())
+            return int(noted["sequence"]), str(noted["hash"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0, GENESIS
+
+    def _cut_off(self, connection: sa.Connection) -> list[str]:
+        """What this home wrote and the ledger does not have any more."""
+        sequence, digest = self._remembered()
+        found = connection.scalar(sa.select(TABLE.c.hash).where(TABLE.c.sequence == sequence)) if sequence else digest
+        if found == digest:
+            return []
+        said = "is gone" if found is None else "is another one"
+        return [f"entry {sequence}, which this home wrote last, {said} ({self._anchor.name} in anchors/ has its hash)"]
 
     def _entries(self, condition: sa.ColumnElement[bool]) -> list[Entry]:
         with self._begin() as connection:

@@ -6,7 +6,6 @@ autologging are never used. The store is `MLFLOW_TRACKING_URI` (see `stacks.home
 
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from filelock import FileLock
 
 from models.errors import WorkError, bounded
 from stacks.home import home_dir, use_home
+from stacks.logs import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -343,7 +343,7 @@ def _lock(name: str) -> FileLock:
 
 def refused(doing: str, error: Exception) -> WorkError:
     """What a user is told when MLflow refused, in bounded text without the credentials of a URL."""
-    said = re.sub(r"//[^/\s]*@", "//…@", " ".join(str(error).split()))
+    said = masked(" ".join(str(error).split()))
     return WorkError(f"{doing} failed: MLflow said: {bounded(said, 500)}")
 
 

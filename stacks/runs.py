@@ -4,14 +4,18 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from models.errors import WorkError, bounded
-from stacks.registry import artifact_root, client, refused
+from stacks import logs
+from stacks.registry import artifact_root, client, refused, tracking_uri
 
 PARENT_TAG = "mlflow.parentRunId"
 _PARAM_LIMIT = 500
+_PAGE = 1000
+_ENDED = ("FINISHED", "FAILED")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,15 @@ class Attempt:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Known:
+    """A run that is in the store: its id, its tags, and whether it has ended, well or not."""
+
+    run_id: str
+    tags: Mapping[str, str]
+    finished: bool
+
+
 def start_run(model: str, tags: Mapping[str, str] | None = None) -> str:
     """Start a run in the model's experiment and return its id.
 
@@ -49,12 +62,70 @@ def start_run(model: str, tags: Mapping[str, str] | None = None) -> str:
         run = store.create_run(experiment_id(model), run_name=model, tags={**(tags or {}), "gauntlet.model": model})
     except MlflowException as error:
         raise refused(f"starting a run of '{model}'", error) from error
+    logs.identify(mlflow_run_id=run.info.run_id)
     return str(run.info.run_id)
 
 
 def finish_run(run_id: str, *, failed: bool = False) -> None:
     """End a run; figures and files can still be added to it by id."""
     client().set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+
+def resume_run(run_id: str) -> None:
+    """Let a run that was interrupted go on."""
+    client().update_run(run_id, status="RUNNING")
+
+
+def is_unfinished(run_id: str) -> bool:
+    """Whether a run has not ended well."""
+    return bool(client().get_run(run_id).info.status != "FINISHED")
+
+
+def unfinished(model: str, tags: Mapping[str, str]) -> list[Known]:
+    """Runs of a model with these tags that have not ended well, newest first.
+
+    Raises:
+        WorkError: MLflow refused.
+    """
+    wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    return _search(experiment_id(model), " and ".join([*wanted, "attributes.status != 'FINISHED'"]))
+
+
+def nested_runs(parent_run_id: str) -> list[Known]:
+    """The runs under a run.
+
+    Raises:
+        WorkError: MLflow refused.
+    """
+    return _search(_experiment_of(tracking_uri(), parent_run_id), f"tags.`{PARENT_TAG}` = '{parent_run_id}'")
+
+
+def delete_runs(run_ids: Iterable[str]) -> None:
+    """Delete runs."""
+    for run_id in run_ids:
+        client().delete_run(run_id)
+
+
+def _search(experiment: str, wanted: str) -> list[Known]:
+    from mlflow.exceptions import MlflowException
+
+    found: list[Known] = []
+    token = None
+    while True:
+        try:
+            page = client().search_runs([experiment], wanted, max_results=_PAGE, page_token=token)
+        except MlflowException as error:
+            raise refused("looking for runs", error) from error
+        found += [Known(run.info.run_id, dict(run.data.tags), run.info.status in _ENDED) for run in page]
+        token = page.token
+        if not token:
+            return found
+
+
+@lru_cache(maxsize=64)
+def _experiment_of(uri: str, run_id: str) -> str:  # noqa: ARG001
+    """The experiment that a run of a store is in; it stays there."""
+    return str(client().get_run(run_id).info.experiment_id)
 
 
 def same_run(model: str, run_id: str) -> str:
@@ -103,7 +174,7 @@ def log_attempts(parent_run_id: str, attempts: Iterable[Attempt]) -> None:
 
     store = client()
     try:
-        experiment = store.get_run(parent_run_id).info.experiment_id
+        experiment = _experiment_of(tracking_uri(), parent_run_id)
         for attempt in attempts:
             tags = {**attempt.tags, PARENT_TAG: parent_run_id}
             if attempt.failure:
@@ -133,6 +204,7 @@ def log_run(
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
 
+    logs.identify(mlflow_run_id=run_id)
     now = int(1000 * time.time())
     store = client()
     try:
@@ -147,6 +219,20 @@ def log_run(
         )
     except MlflowException as error:
         raise refused(f"writing to run {run_id}", error) from error
+
+
+def metrics_of(run_id: str) -> dict[str, float]:
+    """The last value of each of a run's metrics.
+
+    Raises:
+        WorkError: There is no such run, or MLflow refused.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(client().get_run(run_id).data.metrics)
+    except MlflowException as error:
+        raise refused(f"reading run {run_id}", error) from error
 
 
 def log_dataset(run_id: str, *, name: str, digest: str, schema: Mapping[str, str], rows: int, context: str) -> None:

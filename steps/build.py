@@ -21,8 +21,13 @@ from stacks.home import clone_dir
 from steps.apart import apart
 
 SERVING = ("bentoml", "fastapi", "numpy", "pandas", "pydantic", "pyyaml", "scikit-learn", "skops")
-_CODE = ("bentos", "models")
-_MODELS = ("__init__.py", "config.py", "errors.py")
+BENTO_FOLDER = "bento"  # of a version's artifacts
+# What the service is made of: of the rooms below it only what it imports.
+_CODE: Mapping[str, tuple[str, ...]] = {
+    "bentos": ("*.py",),
+    "models": ("__init__.py", "config.py", "errors.py"),
+    "stacks": ("__init__.py", "logs.py"),
+}
 _LINUX = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "extra": ""}
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;\s*(.*?))?\s*\\?$")
 # Runs in a process of its own, in the folder to pack: it imports that folder's `bentos`, not this clone's.
@@ -32,6 +37,11 @@ _BUILD = "import json, sys, bentoml; s = json.load(sys.stdin); bentoml.build(**s
 def bento_version(version: int) -> str:
     """A version as BentoML knows it: six digits, since BentoML falls back to matching by prefix."""
     return f"{version:06d}"
+
+
+def bento_file(model: str, version: int) -> str:
+    """Name of a version's exported Bento: the one that BentoML itself gives."""
+    return f"{model}-{bento_version(version)}.bento"
 
 
 def build_bento(
@@ -54,7 +64,7 @@ def build_bento(
     """
     release = Release.open(release_dir)
     folder = into or Path(tempfile.mkdtemp(prefix="gauntlet-bento-"))
-    target = folder / f"{model}-{bento_version(version)}.bento"
+    target = folder / bento_file(model, version)
     with tempfile.TemporaryDirectory(prefix="gauntlet-build-") as draft:
         stage = Path(draft) / "stage"
         _stage(release_dir, stage)
@@ -63,7 +73,7 @@ def build_bento(
             "name": model,
             "version": bento_version(version),
             "labels": dict(labels),
-            "include": ["bentos/*.py", "models/*.py", "release/**"],
+            "include": [*(f"{room}/*.py" for room in _CODE), "release/**"],
             "python": {"packages": requirements(release.family), "lock_packages": False},
             "docker": {"python_version": f"{sys.version_info.major}.{sys.version_info.minor}"},
             "build_ctx": str(stage),
@@ -152,8 +162,7 @@ def _needs(name: str) -> list[str]:
 
 def _stage(release_dir: Path, stage: Path) -> None:
     shutil.copytree(release_dir, stage / "release")
-    for room in _CODE:
+    for room, patterns in _CODE.items():
         (stage / room).mkdir()
-        for source in sorted((clone_dir() / room).glob("*.py")):
-            if room != "models" or source.name in _MODELS:
-                shutil.copy(source, stage / room / source.name)
+        for source in sorted(path for pattern in patterns for path in (clone_dir() / room).glob(pattern)):
+            shutil.copy(source, stage / room / source.name)

@@ -56,7 +56,8 @@ def _imports(module: str) -> frozenset[str]:
 
 
 def _file(module: str) -> Path:
-    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def parse_config(config: dict[str, Any]) -> ModelConfig:

@@ -29,12 +29,11 @@ from models.errors import WorkError
 from stacks import registry
 from stacks.home import use_home
 from stacks.ledger import open_ledger
-from steps.build import bento_version
+from steps.build import BENTO_FOLDER, bento_file, bento_version
 from steps.serve import serve_briefly
 from steps.verdict import Verdict
 
 LOG = logging.getLogger(__name__)
-ARTIFACT_FOLDER = "bento"
 SUMS = "gauntlet.json"
 INFO = "bento.yaml"
 _CREATED = re.compile(r"(?m)^creation_time: (.*)$")
@@ -60,11 +59,6 @@ class Published(BaseModel):
     imported: bool = False
     changed: bool = False
     answer: dict[str, Any] | None = None
-
-
-def bento_file(model: str, version: int) -> str:
-    """Name of a version's exported Bento: the one that BentoML itself gives."""
-    return f"{model}-{bento_version(version)}.bento"
 
 
 def publish(model: str) -> Published:
@@ -158,7 +152,7 @@ def _stage(model: str, version: int, folder: Path) -> bool:
     if not damage:
         return False
     draft = _draft_dir(folder)
-    archive = registry.fetch_file(model, version, f"{ARTIFACT_FOLDER}/{bento_file(model, version)}", draft)
+    archive = registry.fetch_file(model, version, f"{BENTO_FOLDER}/{bento_file(model, version)}", draft)
     unpacked = draft / "bento"
     _unpack(archive, unpacked)
     _require_tag(unpacked, model, version)

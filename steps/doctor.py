@@ -100,7 +100,7 @@ def check_aliases() -> Iterator[Finding]:
         try:
             wanted = wanted_aliases(model, standing, registry.versions(model))
         except GauntletError as error:
-            yield Finding("aliases", False, str(error), f"gauntlet rollback {model} --to VERSION")
+            yield Finding("aliases", False, str(error), f"gauntlet rollback {model} --to {standing.champion}")
             continue
         wanted |= {registry.PRODUCTION: standing.champion}
         there = registry.aliases(model)
@@ -110,8 +110,7 @@ def check_aliases() -> Iterator[Finding]:
             if there.get(alias) != number
         ]
         named = ", ".join(f"{alias} {_version(number)}" for alias, number in wanted.items())
-        said = _some(wrong) if wrong else f"{model}: {named}"
-        yield Finding("aliases", not wrong, said, f"the next `gauntlet run {model}` repairs it" if wrong else "")
+        yield _mirrored("aliases", model, wrong, f"{model}: {named}")
 
 
 def check_latest() -> Iterator[Finding]:
@@ -122,8 +121,14 @@ def check_latest() -> Iterator[Finding]:
         if standing.champion is None:
             continue
         wrong = faults(model, standing.champion)
-        said = _some(wrong) if wrong else f"{model}:latest is the champion, v{standing.champion}"
-        yield Finding("latest", not wrong, said, f"the next `gauntlet run {model}` repairs it" if wrong else "")
+        yield _mirrored("latest", model, wrong, f"{model}:latest is the champion, v{standing.champion}")
+
+
+def _mirrored(name: str, model: str, wrong: Sequence[str], sound: str) -> Finding:
+    """What was found of something that follows the ledger."""
+    if not wrong:
+        return Finding(name, True, sound)
+    return Finding(name, False, _some(wrong), f"the next `gauntlet run {model}` repairs it")
 
 
 def check_releases() -> Iterator[Finding]:

@@ -15,10 +15,10 @@ import yaml
 
 import models.config
 from models.config import MISSING, FileSource, Layer, Validation, read_yaml, resolve
-from models.errors import DataError
+from models.errors import DataError, shown
 from steps.ingest import ingest_frame
 from steps.leak import told_alone
-from steps.look import Look, bounds, date_parts, look_at
+from steps.look import Look, bounds, date_parts, is_prose, look_at
 from steps.read import (
     SEPARATORS,
     csv_frame,
@@ -28,7 +28,6 @@ from steps.read import (
     near,
     read_bytes,
     read_table,
-    shown,
     utf8,
 )  # fmt: skip
 from steps.split import split_frame
@@ -106,6 +105,11 @@ def draft_model(name: str, data: Path, target: str) -> str:
         *_column_lines(looks, kept, leaks),
         *_derived_lines(kept, {look.name for look in looks} | {target}),
         *_split_lines(kept),
+        *(
+            ["promotion: {min_improvement: {value: 0.02, of: error}}  # confirm"]
+            if outcome.task == "regression"
+            else []
+        ),
         "tuning:",
         "  candidates:",
     ]
@@ -284,9 +288,11 @@ def _column_keys(look: Look, leak: float | None) -> tuple[dict[str, str], list[s
     elif leak is not None:
         keys["feature"] = "false"
         notes.append(f"tells the target by itself or with others ({leak:.3f}): known only afterwards? confirm")
+    elif look.type == "text" and is_prose(look):
+        notes.append("free text: the model reads its words; confirm")
     elif look.type == "text":
         keys["feature"] = "false"
-        notes.append("free text is no feature yet")
+        notes.append("many different short texts are no feature")
     elif look.type in ("number", "integer"):
         low, high = bounds(look)
         keys["range"] = f"[{low:.12g}, {high:.12g}]"
@@ -343,13 +349,18 @@ def _proved(name: str, text: str) -> str:
     problem: DataError | None = None
     for seed in range(config.seed, config.seed + SEEDS):
         try:
-            split_frame(config.model_copy(update={"seed": seed}), frame)
+            parts = split_frame(config.model_copy(update={"seed": seed}), frame)
         except DataError as error:
             problem = problem or error
             continue
+        target = config.target.column
+        if config.task == "classification" and set(parts.train[target]) != set(parts.test[target]):
+            continue
         line = f"seed: {seed}  # the default leaves a rare class out of one side of the split\n"
         return text if seed == config.seed else text.replace("target:\n", f"{line}target:\n", 1)
-    raise problem or DataError(f"{SEEDS} seeds were tried")
+    if problem:
+        raise problem
+    return text
 
 
 def _key(name: str) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bentos.features import derived_columns, feature_kinds
+from bentos.text import text_tfidf
 from models.config import Family, ModelConfig, Parameter, Scalar
 from models.errors import ConfigError
 
@@ -106,14 +107,15 @@ def is_scaled(family: Family) -> bool:
 
 
 def build_preparation(config: ModelConfig, *, scaled: bool) -> "ColumnTransformer":
-    """Feature columns in, one dense float64 matrix out.
+    """Feature columns in, one float64 matrix out: dense, or sparse (CSR) where a feature is text.
 
     Numbers: median for missing, a further column that says where it was missing, then centred and scaled if wanted;
     an all-missing column becomes 0. Categories: missing is a category of its own; one column for each of the 100
     most frequent, one for all others where there are more; an unseen one counts among those others, else as none.
+    Texts: TF-IDF as `text` in the YAML says, each column with terms of its own; missing is an empty text.
 
     Raises:
-        ConfigError: A feature is text, or there is no feature at all.
+        ConfigError: There is no feature at all.
     """
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
@@ -123,8 +125,6 @@ def build_preparation(config: ModelConfig, *, scaled: bool) -> "ColumnTransforme
     kinds = feature_kinds(config)
     if not kinds:
         raise ConfigError("features: no column is left that the model may see")
-    if texts := [name for name, kind in kinds.items() if kind == "text"]:
-        raise ConfigError(f"columns.{texts[0]}: no family reads text; set `feature: false` or make it a category")
     fill = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
     number = Pipeline([("fill", fill), ("scale", StandardScaler())] if scaled else [("fill", fill)])
     encode = OneHotEncoder(
@@ -133,17 +133,19 @@ def build_preparation(config: ModelConfig, *, scaled: bool) -> "ColumnTransforme
     name_missing = SimpleImputer(strategy="constant", fill_value=MISSING_CATEGORY, keep_empty_features=True)
     category = Pipeline([("fill", name_missing), ("encode", encode)])
     groups = [("number", number, "number"), ("category", category, "category")]
-    columns = [
+    columns: list[tuple[str, Any, Any]] = [
         (name, part, chosen) for name, part, kind in groups if (chosen := [n for n, k in kinds.items() if k == kind])
     ]
-    return ColumnTransformer(columns, sparse_threshold=0.0)
+    texts = [name for name, kind in kinds.items() if kind == "text"]
+    columns += [(f"text_{place}", text_tfidf(config), name) for place, name in enumerate(texts)]
+    return ColumnTransformer(columns, sparse_threshold=1.0 if texts else 0.0)
 
 
 def build_pipeline(config: ModelConfig, family: Family, params: Params) -> "Pipeline":
     """The whole unfitted pipeline: derived columns, preparation, estimator.
 
     Raises:
-        ConfigError: A feature is text, or there is no feature at all.
+        ConfigError: There is no feature at all.
     """
     from sklearn.pipeline import Pipeline
 

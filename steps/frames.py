@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -37,17 +37,12 @@ class FrameMaterializer(BaseMaterializer):
     def load(self, data_type: type[Any]) -> pd.DataFrame:  # noqa: ARG002
         """Read the frame; missing text is NaN."""
         with self.artifact_store.open(self._path, "rb") as file:
-            frame = pd.read_parquet(file)
-        for name in frame.columns[[dtype == np.dtype(object) for dtype in frame.dtypes]]:
-            column = frame[name].to_numpy(dtype=object, copy=True)
-            column[pd.isna(column)] = np.nan
-            frame[name] = column
-        return frame
+            return read_frame(file)
 
     def save(self, data: pd.DataFrame) -> None:
         """Write the frame."""
         with self.artifact_store.open(self._path, "wb") as file:
-            data.to_parquet(file, compression="zstd")
+            write_frame(data, file)
 
     def extract_metadata(self, data: pd.DataFrame) -> dict[str, Any]:
         """Shape only: nothing of the content belongs in ZenML's database."""
@@ -56,6 +51,21 @@ class FrameMaterializer(BaseMaterializer):
     def compute_content_hash(self, data: pd.DataFrame) -> str:
         """Digest of the content: a step that makes the same frame again leaves the next one cached."""
         return content_digest(data, data.columns)
+
+
+def write_frame(frame: pd.DataFrame, file: IO[bytes]) -> None:
+    """Write a typed frame as Parquet."""
+    frame.to_parquet(file, compression="zstd")
+
+
+def read_frame(file: IO[bytes]) -> pd.DataFrame:
+    """The typed frame that `write_frame` wrote, unchanged: missing text is NaN."""
+    frame = pd.read_parquet(file)
+    for name in frame.columns[[dtype == np.dtype(object) for dtype in frame.dtypes]]:
+        column = frame[name].to_numpy(dtype=object, copy=True)
+        column[pd.isna(column)] = np.nan
+        frame[name] = column
+    return frame
 
 
 def content_digest(frame: pd.DataFrame, columns: Iterable[str]) -> str:

@@ -4,7 +4,8 @@ import hashlib
 import hmac
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,17 +13,24 @@ import numpy as np
 import pandas as pd
 from zenml import step
 
-from bentos.frame import Problem, pseudonym, to_frame
-from models.config import Column, FileSource, ModelConfig, Scalar, SklearnSource, Source
+from models.config import FileSource, HttpSource, ModelConfig, SklearnSource, Source, SqlSource, UrlSource
 from models.errors import DataError
 from stacks.home import secret_key
+from steps import snapshot
+from steps.api import api_rows
 from steps.caching import cached_by, parse_config
+from steps.database import query_rows
+from steps.download import download
 from steps.frames import FRAME_MATERIALIZER, content_digest
 from steps.generators import generate
-from steps.read import names_text, read_bytes, read_table, require_columns, shown
-from steps.split import BUCKET, bucket_of
+from steps.read import Chunk, names_text, read_bytes, read_table, require_columns
+from steps.rows import typed_rows
+from steps.snapshot import Snapshot
+from steps.split import content_hashes
 
 log = logging.getLogger(__name__)
+
+LiveSource = SqlSource | HttpSource
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ class Ingested:
             column) `split_bucket`.
         digest: SHA-256 of the frame's content without personal columns, so that it does not depend on the key.
         source_line: One line that says which source was used and how much it gave.
-        rows: Number of rows.
+        rows: Number of rows of the frame.
+        quarantined: The rows that did not fit, as `quarantine.Rejected.frame` describes them; usually empty.
         notices: What a person should know, such as columns that were left out.
     """
 
@@ -42,31 +51,33 @@ class Ingested:
     digest: str
     source_line: str
     rows: int
+    quarantined: pd.DataFrame
     notices: tuple[str, ...] = ()
 
 
 def source_line(config: ModelConfig, source_name: str | None = None) -> str:
     """Which source is used, as the first line of a run."""
     source = config.source(source_name)
-    if isinstance(source, FileSource):
-        what = f"{source.kind} file {shown(source.path)}"
-    elif isinstance(source, SklearnSource):
-        what = f"scikit-learn's {source.dataset}"
-    else:
-        what = f"{source.rows:,} made-up rows of generator '{source.generator}', seed {source.seed}"
-    others = [other.name for other in config.sources if other.name != source.name]
-    return f"source '{source.name}': {what}" + (f" (others by --source: {', '.join(others)})" if others else "")
+    others = _others(config, source)
+    return f"source '{source.name}': {source.label}" + (f" (others by --source: {', '.join(others)})" if others else "")
 
 
 def source_digest(config: ModelConfig, source_name: str | None = None) -> str:
-    """Digest of what a source would give: a file's content, or all that a generated one depends on.
+    """Digest of what a source gives now: a file's content, all that generated rows depend on, the rows of a query.
+
+    The rows of a database or an API, which may be others a moment later, are kept for ingest to take.
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: The source cannot be read, or (a database, an API) does not hold what the YAML declares.
+        ConfigError: No source has that name, or a variable that it names is not set.
     """
     source = config.source(source_name)
-    content = read_bytes(source, _others(config, source)) if isinstance(source, FileSource) else b""
-    return _digest(config, source, content)
+    if isinstance(source, LiveSource):
+        held = _held(config, source)
+        digest = _live_digest(source, held)
+        snapshot.keep(digest, held)
+        return digest
+    return _digest(config, source, _content(config, source))
 
 
 def _digest(config: ModelConfig, source: Source, content: bytes) -> str:
@@ -81,62 +92,105 @@ def _digest(config: ModelConfig, source: Source, content: bytes) -> str:
     return digest.hexdigest()
 
 
+def _live_digest(source: Source, held: Snapshot) -> str:
+    digest = hashlib.sha256(json.dumps(source.model_dump(mode="json"), sort_keys=True).encode())
+    digest.update(content_digest(held.frame, map(str, held.frame.columns)).encode())
+    columns = [str(name) for name in held.quarantined.columns if name != "quarantine_row"]
+    digest.update(np.sort(content_hashes(held.quarantined, columns)).astype("<u8").tobytes())
+    return digest.hexdigest()
+
+
 def ingest_frame(config: ModelConfig, source_name: str | None = None, digest: str = "") -> Ingested:
     """Read a source into a typed frame; personal columns leave this function as pseudonyms only.
 
     Args:
         config: The model; `seed` and `split` matter only where a personal column decides the split.
         source_name: The source; the first when left out.
-        digest: What `source_digest` said, to notice a file that changed since; not looked at when empty.
+        digest: What `source_digest` said, to notice a source that changed since; not looked at when empty.
 
     Raises:
         DataError: The source cannot be read, or does not hold what the YAML declares.
-        ConfigError: No source has that name.
+        ConfigError: No source has that name, or a variable that it names is not set.
     """
     source = config.source(source_name)
-    needed = [*config.columns, config.target.column]
+    if isinstance(source, LiveSource):
+        taken = snapshot.take(digest) if digest else None
+        held = taken or _held(config, source)
+        changed = taken is None and digest not in ("", _live_digest(source, held))
+    else:
+        content = _content(config, source)
+        changed = digest not in ("", _digest(config, source, content))
+        held = _held(config, source, content)
+    if changed:
+        raise DataError(f"source '{source.name}': {source.label} changed while it was read; run again")
+    personal = {name for name, column in config.columns.items() if column.personal}
+    public = [str(name) for name in held.frame.columns if name not in personal]
+    count = len(held.frame)
+    line = f"{source_line(config, source_name)}: {count:,} rows, {len(config.columns)} columns"
+    return Ingested(held.frame, content_digest(held.frame, public), line, count, held.quarantined, held.notices)
+
+
+def _held(config: ModelConfig, source: Source, content: bytes = b"") -> Snapshot:
+    """The typed rows of a source; those of a database or API in an order of their own, since any may come."""
+    extra: dict[str, None] = {}
+
+    def frames() -> Iterator[pd.DataFrame]:
+        for chunk in chunks:
+            extra.update(dict.fromkeys(chunk.extra))
+            yield chunk.frame
+
+    with closing(_chunks(config, source, content)) as chunks:
+        rows = typed_rows(config, frames())
+    notices = [f"columns that the YAML does not declare are left out: {names_text(extra)}"] if extra else []
+    notices += [rows.rejected.notice] if rows.rejected.notice else []
+    frame = _in_order(config, rows.frame) if isinstance(source, LiveSource) else rows.frame
+    return Snapshot(frame, rows.rejected.frame, tuple(notices))
+
+
+def _in_order(config: ModelConfig, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows sorted by a hash of their content; pseudonyms, which depend on the key, only break ties."""
+    public = [name for name, column in config.columns.items() if not column.personal] + [config.target.column]
+    personal = [name for name, column in config.columns.items() if column.personal]
+    order = np.lexsort((content_hashes(frame, personal), content_hashes(frame, public)))
+    return frame.take(order).reset_index(drop=True)
+
+
+def _content(config: ModelConfig, source: Source) -> bytes:
+    """The bytes of a source that is a file; nothing for any other."""
     if isinstance(source, FileSource):
-        content = read_bytes(source, _others(config, source))
-        if digest not in ("", _digest(config, source, content)):
-            raise DataError(f"source '{source.name}': {shown(source.path)} changed while it was read; run again")
-        raw, extra = read_table(content, source, needed)
+        return read_bytes(source, _others(config, source))
+    return download(source) if isinstance(source, UrlSource) else b""
+
+
+def _chunks(config: ModelConfig, source: Source, content: bytes) -> Generator[Chunk, None, None]:
+    """The raw rows of a source, which has all declared columns."""
+    needed = [*config.columns, config.target.column]
+    if isinstance(source, SqlSource):
+        yield from query_rows(source, needed)
+    elif isinstance(source, HttpSource):
+        yield from api_rows(source, needed)
+    elif isinstance(source, FileSource | UrlSource):
+        raw, extra = read_table(content, source.file if isinstance(source, UrlSource) else source, needed)
+        yield Chunk(raw, tuple(extra))
     else:
         raw = _sklearn_frame(source, config.target.column) if isinstance(source, SklearnSource) else generate(source)
-        extra = [str(name) for name in raw.columns if name not in needed]
-        require_columns(raw.columns, needed, f"source '{source.name}'")
-    notices = [f"columns that the YAML does not declare are left out: {names_text(extra)}"] if extra else []
-    frame = typed_frame(config, raw)
-    public = [name for name in frame.columns if not (name in config.columns and config.columns[name].personal)]
-    line = f"{source_line(config, source_name)}: {len(frame):,} rows, {len(config.columns)} columns"
-    return Ingested(frame, content_digest(frame, public), line, len(frame), tuple(notices))
-
-
-def typed_frame(config: ModelConfig, raw: pd.DataFrame) -> pd.DataFrame:
-    """Type raw rows and their target, and replace personal values.
-
-    Raises:
-        DataError: Values do not have the declared type, or the target is missing or unknown.
-    """
-    typed = to_frame(raw, config.columns)
-    target, problem = _target(raw[config.target.column], config)
-    _stop_on(typed.problems + ((problem,) if problem else ()), config, len(raw))
-    columns = {name: typed.frame[name].to_numpy() for name in config.columns}
-    return pd.DataFrame({**columns, config.target.column: target, **_pseudonymous(columns, config)})
+        require_columns(raw.columns, needed, f"source '{source.name}'", first_line=False)
+        yield Chunk(raw, tuple(str(name) for name in raw.columns if name not in needed))
 
 
 @step(
     cache_policy=cached_by(__name__),
-    output_materializers={"raw": FRAME_MATERIALIZER},
+    output_materializers={"raw": FRAME_MATERIALIZER, "quarantined": FRAME_MATERIALIZER},
 )
 def ingest(
     config: dict[str, Any], source: str, digest: str
-) -> tuple[Annotated[pd.DataFrame, "raw"], Annotated[str, "data_digest"]]:
+) -> tuple[Annotated[pd.DataFrame, "raw"], Annotated[str, "data_digest"], Annotated[pd.DataFrame, "quarantined"]]:
     """Read the named source of a model; `digest` makes changed data a new cache key."""
     ingested = ingest_frame(parse_config(config), source, digest)
     log.info(ingested.source_line)
     for notice in ingested.notices:
         log.warning(notice)
-    return ingested.frame, ingested.digest
+    return ingested.frame, ingested.digest, ingested.quarantined
 
 
 def _others(config: ModelConfig, source: Source) -> list[str]:
@@ -148,74 +202,3 @@ def _sklearn_frame(source: SklearnSource, target: str) -> pd.DataFrame:
 
     frame: pd.DataFrame = getattr(datasets, f"load_{source.dataset}")(as_frame=True).frame
     return frame.rename(columns={"target": target})
-
-
-def _target(raw: "pd.Series[Any]", config: ModelConfig) -> tuple["np.ndarray[Any, Any]", Problem | None]:
-    """The typed target: labels after `target.map` for classes, numbers for regression.
-
-    Raises:
-        DataError: Rows have no target, or one that no label stands for.
-    """
-    name = config.target.column
-    keys = list(config.target.map or config.target.labels)
-    column = Column(type="number") if config.task == "regression" else _label_column(keys)
-    typed = to_frame(raw.to_frame(name), {name: column})
-    values = typed.frame[name]
-    problem = typed.problems[0] if typed.problems else None
-    missing = int(values.isna().sum()) - (problem.count if problem else 0)
-    if missing:
-        raise DataError(
-            f"target '{name}': {missing} of {len(raw)} rows have no value; remove these rows, a model cannot learn "
-            "from them"
-        )
-    if config.task == "regression" or not keys:
-        return values.to_numpy(), problem
-    printed = to_frame(pd.DataFrame({name: keys}, dtype=object), {name: column}).frame[name]
-    labels = values.map(dict(zip(printed, config.target.map.values() if config.target.map else keys, strict=True)))
-    unknown = int(labels.isna().sum()) - (problem.count if problem else 0)
-    if unknown:
-        where = "target.map" if config.target.map else "target.labels"
-        raise DataError(
-            f"target '{name}': {unknown} of {len(raw)} values are not in {where} ({names_text(keys)}); correct the "
-            "data or the YAML"
-        )
-    return labels.to_numpy(dtype=object), problem
-
-
-def _label_column(keys: Sequence[str]) -> Column:
-    """How the raw target is read: as the kind of value that the YAML's keys spell, so that 1, 1.0 and "1" agree."""
-    spelled: tuple[Scalar, ...] = ()
-    if keys and {key.lower() for key in keys} <= {"true", "false"}:
-        spelled = (True, False)
-    else:
-        try:
-            spelled = tuple(float(key) for key in keys)
-        except ValueError:
-            spelled = ()
-    return Column(type="category", categories=spelled or None)
-
-
-def _stop_on(problems: Sequence[Problem], config: ModelConfig, rows: int) -> None:
-    if not problems:
-        return
-    lines = [
-        f"column '{p.column}': {p.count} of {rows} values: {p.reason} (first in row {p.first + 1}, header not counted)"
-        for p in problems[:5]
-    ]
-    more = f"; and {len(problems) - 5} more columns" if len(problems) > 5 else ""
-    raise DataError(
-        f"values do not have the declared type: {'; '.join(lines)}{more}. Correct the data, list the words that mean "
-        f"missing under `missing_values`, or change the type in the YAML of '{config.name}'"
-    )
-
-
-def _pseudonymous(columns: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """Stand-ins of personal columns; and the bucket that the split goes by, which must not depend on the key."""
-    replaced: dict[str, Any] = {}
-    for name in (name for name, column in config.columns.items() if column.personal):
-        codes, distinct = pd.factorize(columns[name])
-        key = secret_key()
-        replaced[name] = np.array([*(pseudonym(text, key) for text in distinct), np.nan], dtype=object)[codes]
-        if name == config.split.column and config.split.by == "entity":
-            replaced[BUCKET] = bucket_of(columns[name])
-    return replaced

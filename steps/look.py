@@ -14,6 +14,7 @@ from models.config import Column
 ColumnType = Literal["number", "integer", "category", "boolean", "text", "datetime"]
 MOST_CATEGORIES = 50
 JUNK_WORDS = 5
+PROSE_WORDS = 4
 DATE_FORMATS = (
     "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%Y/%m/%d", "%d-%m-%Y", "%m-%d-%Y", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M",
     "%d.%m.%Y %H:%M", "%Y/%m/%d %H:%M", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S", "%Y/%m/%d %H:%M:%S", "%d %b %Y",
@@ -114,6 +115,11 @@ def date_parts(look: Look) -> list[str]:
     times = look.values.dropna().dt
     candidates = ("year", "month", "weekday", "hour")
     return [part for part in candidates if getattr(times, part).nunique() > 1]
+
+
+def is_prose(look: Look) -> bool:
+    """Whether a text column holds sentences or logs, whose words can tell something, and not names or codes."""
+    return float(look.values.dropna().head(1000).str.count(r"\S+").mean()) >= PROSE_WORDS
 
 
 def _round(number: float) -> float:

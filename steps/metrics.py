@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 CLASSIFICATION = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "roc_auc", "pr_auc", "log_loss", "brier")
+ABSTAINING = ("answered", "accuracy_answered")
 REGRESSION = ("mae", "rmse", "r2")
 _BEST = {"log_loss": 0.0, "brier": 0.0, "mae": 0.0, "rmse": 0.0}
 
 
 def metric_names(config: ModelConfig, labels: Sequence[str] = ()) -> tuple[str, ...]:
-    """Figures that a task has; `pr_auc` exists for two classes only.
+    """Figures that a task has; `pr_auc` exists for two classes only, `ABSTAINING` where the model may abstain.
 
     Args:
         config: The model.
@@ -28,16 +29,19 @@ def metric_names(config: ModelConfig, labels: Sequence[str] = ()) -> tuple[str, 
     """
     if config.task == "regression":
         return REGRESSION
-    return tuple(name for name in CLASSIFICATION if name != "pr_auc" or len(labels) in (0, 2))
+    abstaining = ABSTAINING if config.serving.abstain_below is not None else ()
+    return (*(name for name in CLASSIFICATION if name != "pr_auc" or len(labels) in (0, 2)), *abstaining)
 
 
 def require_metric(config: ModelConfig, labels: Sequence[str] = ()) -> None:
-    """Refuse a `metric` that the task has not.
+    """Refuse a `metric` that the task has not, and abstaining where there are no probabilities.
 
     Raises:
         ConfigError: The message names those there are.
     """
-    names = metric_names(config, labels)
+    if config.task == "regression" and config.serving.abstain_below is not None:
+        raise ConfigError("serving.abstain_below: a regression answers without probabilities; leave it out")
+    names = [name for name in metric_names(config, labels) if name not in ABSTAINING]
     if config.metric not in names:
         classes = f" with {len(labels)} classes" if labels else ""
         raise ConfigError(
@@ -83,7 +87,11 @@ def compute_metrics(config: ModelConfig, labels: Sequence[str], truth: Array, an
         if answers.probabilities is None:
             raise TypeError("a classifier's answers hold probabilities")
         codes = _codes(labels, truth)
-        figures = classification_metrics(codes, answers.probabilities, predicted=_codes(labels, answers.values))
+        predicted = _codes(labels, answers.values)
+        figures = classification_metrics(codes, answers.probabilities, predicted)
+        if config.serving.abstain_below is not None:
+            told = answers.probabilities.max(axis=1) >= config.serving.abstain_below
+            figures |= abstention_metrics(codes, predicted, told)
     if config.metric not in figures:
         raise DataError(_undefined(config, labels, truth))
     return figures
@@ -137,6 +145,20 @@ def classification_metrics(truth: Array, probabilities: Array, predicted: Array 
 
         figures["pr_auc"] = float(average_precision_score(truth == 1, probabilities[:, 1]))
     return {name: figures[name] for name in CLASSIFICATION if name in figures}
+
+
+def abstention_metrics(truth: Array, predicted: Array, told: Array) -> dict[str, float]:
+    """Share of the rows that are answered, and of those answered the share that is right (left out where none is).
+
+    Args:
+        truth: Shape (n,): codes.
+        predicted: Shape (n,): codes.
+        told: Shape (n,) of bool: rows for which the model does not abstain.
+    """
+    figures = {"answered": float(np.mean(told))}
+    if told.any():
+        figures["accuracy_answered"] = float(np.mean(truth[told] == predicted[told]))
+    return figures
 
 
 def regression_metrics(truth: Array, predicted: Array) -> dict[str, float]:

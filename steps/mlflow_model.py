@@ -41,7 +41,7 @@ class ReleaseModel(PythonModel):
 
         Returns:
             `prediction` (a label, or a number) and, for classes, `probabilities` (label to probability), one line per
-            row, with the rows' index.
+            row, with the rows' index. A model that may abstain also says `abstained`; its prediction then is None.
 
         Raises:
             DataError: A column is missing, or values are not what the model's schema says.
@@ -56,7 +56,9 @@ class ReleaseModel(PythonModel):
             said = "; ".join(f"{p.column}: {p.count} rows, {p.reason}" for p in typed.problems[:5])
             raise DataError(f"{len(typed.problems)} columns cannot be read: {said}")
         answers = self.release.answer(typed.frame)
-        table: dict[str, Any] = {"prediction": answers.values}
+        table: dict[str, Any] = {"prediction": answers.told}
+        if answers.abstained is not None:
+            table["abstained"] = answers.abstained
         if answers.probabilities is not None:
             table["probabilities"] = [
                 dict(zip(schema.labels, row, strict=True)) for row in answers.probabilities.tolist()

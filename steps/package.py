@@ -14,13 +14,12 @@ from bentos.release import Release
 from models.errors import WorkError, bounded
 from stacks import registry
 from stacks.home import clone_dir
-from steps.build import bento_version, build_bento
+from steps.build import BENTO_FOLDER, bento_file, bento_version, build_bento
 from steps.evaluate import Evaluation
 from steps.register import register_release
 from steps.serve import Latency, smoke_test
 
 LOG = logging.getLogger(__name__)
-FOLDER = "bento"
 TAG = "gauntlet.package"
 
 
@@ -88,7 +87,7 @@ def package_release(release_dir: Path, run_id: str, metric: str) -> Package:
             model=model,
             version=version,
             tag=f"{model}:{bento_version(version)}",
-            bento_uri=registry.log_file(model, version, bento, FOLDER),
+            bento_uri=registry.log_file(model, version, bento, BENTO_FOLDER),
             size_bytes=bento.stat().st_size,
             p50_ms=latency.p50_ms,
             p95_ms=latency.p95_ms,
@@ -118,9 +117,8 @@ def _known(model: str, version: int) -> Package | None:
     if record.package.smoke != "passed":
         return None
     with tempfile.TemporaryDirectory(prefix="gauntlet-package-") as folder:
-        name = f"{model}-{bento_version(version)}.bento"
         try:
-            stored = registry.fetch_file(model, version, f"{FOLDER}/{name}", Path(folder))
+            stored = registry.fetch_file(model, version, f"{BENTO_FOLDER}/{bento_file(model, version)}", Path(folder))
         except WorkError:
             return None
         return record.package if _sum(stored) == record.sha256 else None

@@ -121,7 +121,8 @@ def wanted_aliases(model: str, standing: Standing, versions: Sequence[registry.V
         raise WorkError(
             f"the champion of '{model}', v{standing.champion}, is not in MLflow any more (there is: "
             f"{', '.join(f'v{number}' for number in sorted(there)[-20:]) or 'nothing'}); "
-            f"restore it, or go back to another by `gauntlet rollback {model} --to VERSION`"
+            f"`gauntlet rollback {model} --to {standing.champion}` registers it again from its Bento, "
+            "`--to VERSION` goes back to another"
         )
     names = {registry.CHAMPION: standing.champion}
     names |= {registry.PREVIOUS: standing.previous, registry.CHALLENGER: standing.challenger}

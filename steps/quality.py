@@ -76,6 +76,8 @@ def severity_of(config: ModelConfig, kind: str, column: str | None = None) -> Se
         return "critical" if declared.on_unseen == "reject" else "warning"
     if kind == "leakage" and config.split.by == "time":
         return "warning"
+    if kind == "constant" and column == config.target.column:
+        return "critical"
     return "critical" if kind in ("rows", "schema", "type", "empty", "missing", "classes", "leakage") else "warning"
 
 

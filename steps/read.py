@@ -5,15 +5,17 @@ import csv
 import difflib
 import io
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from models.config import MISSING, FileSource
-from models.errors import ConfigError, DataError
+from models.errors import ConfigError, DataError, shown
 from stacks.home import clone_dir
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -28,16 +30,23 @@ _SIGNATURES = {
 _BLOCK = 1 << 26
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Some raw rows of a source: the columns that the YAML declares, and the names of others that it holds."""
+
+    frame: pd.DataFrame
+    extra: tuple[str, ...] = ()
+
+
+def object_frame(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """Cells as they are: no column is converted because of what else is in it."""
+    cells = {name: np.fromiter(values, dtype=object, count=len(values)) for name, values in columns.items()}
+    return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in cells.items()})
+
+
 def data_dir() -> Path:
     """The folder that relative paths of sources start from: `GAUNTLET_DATA`, else `data` in the clone."""
     return Path(os.environ.get("GAUNTLET_DATA") or clone_dir() / "data").absolute()
-
-
-def shown(path: str) -> str:
-    """A path or URL as it may be printed: without user, password and query, bounded."""
-    if "://" in path:
-        path = re.sub(r"//[^/@]*@", "//", path).partition("?")[0]
-    return path if len(path) <= 200 else f"…{path[-199:]}"
 
 
 def names_text(names: Iterable[str], limit: int = 20) -> str:
@@ -54,10 +63,11 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0][:40]}'?" if close else ""
 
 
-def require_columns(have: Iterable[str], needed: Sequence[str], where: str) -> None:
+def require_columns(have: Iterable[str], needed: Sequence[str], where: str, first_line: bool = True) -> None:
     """Stop where a needed column is missing.
 
-    The columns that exist are listed only if half of the expected ones are among them: else the first line may be data.
+    Names from the `first_line` of a file are listed only if half of the expected ones are among them: else that line
+    may be data.
 
     Raises:
         DataError: Names what is missing, what is near, what exists and what to do.
@@ -66,7 +76,7 @@ def require_columns(have: Iterable[str], needed: Sequence[str], where: str) -> N
     missing = [name for name in needed if name not in columns]
     if not missing:
         return
-    if 2 * len(missing) > len(needed):
+    if first_line and 2 * len(missing) > len(needed):
         found = len(needed) - len(missing)
         raise DataError(
             f"{where}: {found or 'none'} of the {len(needed)} declared columns ({names_text(needed, 5)}) "
@@ -90,24 +100,37 @@ def read_bytes(source: FileSource, others: Sequence[str] = ()) -> bytes:
     remote = "://" in source.path
     place = source.path if remote else str(data_dir() / Path(source.path).expanduser())
     try:
-        if remote:
-            import fsspec
-
-            with fsspec.open(source.path, "rb") as file:
-                content: bytes = file.read()
-        else:
-            content = Path(place).read_bytes()
-    except FileNotFoundError:
-        raise DataError(_missing(source, others)) from None
+        content = _fetched(source.path) if remote else Path(place).read_bytes()
+    except FileNotFoundError as error:
+        bucket = source.path.startswith("s3://") and "bucket" in str(error).lower()
+        raise DataError(_missing(source, others, "bucket" if bucket else "")) from None
     except Exception as error:  # fsspec's file systems each raise their own
-        raise DataError(
-            f"source '{source.name}': {shown(place)} cannot be read ({type(error).__name__}"
-            f"{': ' + str(error)[:120] if isinstance(error, ImportError | IsADirectoryError) else ''}); "
-            f"check the path and the right to read it{_other_ways(others)}"
-        ) from None
+        raise DataError(_unreadable(source, place, error, others)) from None
     if not content.strip():
         raise DataError(f"source '{source.name}': {shown(source.path)} is empty; give it a header and rows")
     return content
+
+
+def _fetched(address: str) -> bytes:
+    """The bytes behind an fsspec URL, by a file system that remembers no earlier listing or credentials."""
+    import fsspec
+
+    fresh = {} if "::" in address else {"skip_instance_cache": True}
+    with fsspec.open(address, "rb", **fresh) as file:
+        content: bytes = file.read()
+    return content
+
+
+def _unreadable(source: FileSource, place: str, error: Exception, others: Sequence[str]) -> str:
+    told = f": {str(error)[:120]}" if isinstance(error, ImportError | IsADirectoryError) else ""
+    advice = "check the path and the right to read it"
+    if source.path.startswith("s3://"):
+        advice = (
+            "check the path and the variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and (for a server of your own) "
+            "AWS_ENDPOINT_URL"
+        )
+    said = f"{shown(place)} cannot be read ({type(error).__name__}{told})"
+    return f"source '{source.name}': {said}; {advice}{_other_ways(others)}"
 
 
 def read_table(content: bytes, source: FileSource, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -261,9 +284,9 @@ def _parquet(content: bytes, source: FileSource, needed: Sequence[str], where: s
     return frame, [name for name in names if name not in needed]
 
 
-def _missing(source: FileSource, others: Sequence[str]) -> str:
+def _missing(source: FileSource, others: Sequence[str], what: str = "") -> str:
     if "://" in source.path or Path(source.path).is_absolute():
-        looked = f"there is no {shown(source.path)}"
+        looked = f"there is no {what or 'file'} {shown(source.path)}"
         first = "put it there or correct `path`"
     else:
         set_now = "GAUNTLET_DATA" if os.environ.get("GAUNTLET_DATA") else "GAUNTLET_DATA is not set, so"

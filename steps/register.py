@@ -40,7 +40,7 @@ def register_release(release: Path, run_id: str, tags: Mapping[str, str] | None 
         loader = registry.Loader(
             script=_SCRIPT,
             code=code,
-            signature=signature_of(opened.schema),
+            signature=signature_of(opened.schema, abstains=opened.config.serving.abstain_below is not None),
             example=pd.DataFrame([row.inputs for row in opened.golden[:EXAMPLE_ROWS]]),
             requirements=requirements_of(opened),
         )
@@ -49,7 +49,7 @@ def register_release(release: Path, run_id: str, tags: Mapping[str, str] | None 
         return registry.register(model, release, digest=opened.digest, run_id=known, loader=loader, tags=tags)
 
 
-def signature_of(schema: Schema) -> "ModelSignature":
+def signature_of(schema: Schema, *, abstains: bool = False) -> "ModelSignature":
     """MLflow's signature of a Release: raw columns in, prediction and probabilities out.
 
     Inputs are of any type, because the Release types them itself and MLflow's own check is narrower than the service:
@@ -62,7 +62,9 @@ def signature_of(schema: Schema) -> "ModelSignature":
     inputs = [ColSpec(AnyType(), name, required=column.missing == 0) for name, column in schema.inputs.items()]
     if schema.task == "regression":
         return ModelSignature(Columns(inputs), Columns([ColSpec(DataType.double, "prediction")]))
-    answers = [ColSpec(DataType.string, "prediction"), ColSpec(Map(DataType.double), "probabilities")]
+    answers = [ColSpec(DataType.string, "prediction", required=not abstains)]
+    answers += [ColSpec(DataType.boolean, "abstained")] if abstains else []
+    answers += [ColSpec(Map(DataType.double), "probabilities")]
     return ModelSignature(Columns(inputs), Columns(answers))
 
 

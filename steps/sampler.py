@@ -7,27 +7,30 @@ from typing import Any
 from models.config import Family, Parameter, Scalar
 from steps.families import Candidates, plain
 
+# Of n trials, GOOD * sqrt(n) count as good. hyperopt's 0.25 makes that 2 of 50, too few when some are still running.
+GOOD = 0.5
+
 
 class Sampler:
     """Tree-structured Parzen estimator (Bergstra et al. 2011) over one space of families and parameters.
 
     The seed of a proposal depends on the model's seed and the proposal's number only, so that proposals depend on
     nothing but the scores that were told before: `fmin` and its `Trials` cannot be continued from a record.
+    The first 20 are random.
     """
 
-    def __init__(self, space: Candidates, seed: int, *, maximise: bool) -> None:
+    def __init__(self, candidates: Candidates, seed: int, *, maximise: bool) -> None:
         """Build the space.
 
         Args:
-            space: Family to parameter to its range or constant.
+            candidates: Family to parameter to its range or constant.
             seed: The model's seed.
             maximise: Whether larger scores are better.
         """
-        from hyperopt import Trials, hp
+        from hyperopt import Trials
         from hyperopt.base import Domain
 
-        branches = [{"family": family, "params": _branch(family, params)} for family, params in space.items()]
-        self._space = hp.choice("family", branches)
+        self._space = space(candidates)
         self._domain = Domain(lambda _: 0.0, self._space)
         self._trials = Trials()
         self._seed = seed
@@ -38,7 +41,8 @@ class Sampler:
         """The configuration of trial `number`, given the scores told so far."""
         from hyperopt import space_eval, tpe
 
-        document = tpe.suggest([number], self._domain, self._trials, trial_seed(self._seed, number), verbose=False)[0]
+        seed = trial_seed(self._seed, number)
+        document = tpe.suggest([number], self._domain, self._trials, seed, gamma=GOOD, verbose=False)[0]
         self._open[number] = document
         drawn = {label: values[0] for label, values in document["misc"]["vals"].items() if values}
         chosen = space_eval(self._space, drawn)
@@ -61,6 +65,14 @@ class Sampler:
 def trial_seed(seed: int, number: int) -> int:
     """The seed of one proposal, in 0..2**31-1."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:4], "big") >> 1
+
+
+def space(candidates: Candidates) -> Any:
+    """hyperopt's search space: one of the families, with its parameters."""
+    from hyperopt import hp
+
+    branches = [{"family": family, "params": _branch(family, params)} for family, params in candidates.items()]
+    return hp.choice("family", branches)
 
 
 def _branch(family: Family, params: Any) -> dict[str, Any]:

@@ -154,7 +154,9 @@ def _require_identity(endpoint: Endpoint, release: Release, version: int) -> Non
 
 def _require_same(answers: Sequence[Mapping[str, Any]], release: Release, kind: str) -> None:
     labels = release.schema.labels
-    wrong = [row for row, (a, g) in enumerate(zip(answers, release.golden, strict=True)) if not _same(a, g, labels)]
+    least = release.config.serving.abstain_below or 0.0
+    pairs = zip(answers, release.golden, strict=True)
+    wrong = [row for row, (answer, golden) in enumerate(pairs) if not _same(answer, golden, labels, least)]
     if wrong:
         raise WorkError(
             f"served {kind}, {len(wrong)} of {len(release.golden)} golden inputs are answered differently from the "
@@ -162,14 +164,17 @@ def _require_same(answers: Sequence[Mapping[str, Any]], release: Release, kind: 
         )
 
 
-def _same(answer: Mapping[str, Any], golden: Golden, labels: Sequence[str]) -> bool:
+def _same(answer: Mapping[str, Any], golden: Golden, labels: Sequence[str], least: float) -> bool:
     if golden.probabilities is None:
         return math.isclose(answer["prediction"], golden.prediction, rel_tol=TOLERANCE, abs_tol=TOLERANCE)  # type: ignore[arg-type]
     expected = dict(zip(labels, golden.probabilities, strict=True))
     served = answer["probabilities"]
     close = served.keys() == expected.keys() and all(abs(served[k] - expected[k]) <= TOLERANCE for k in expected)
+    best = max(expected.values())
+    if answer["prediction"] is None:
+        return close and best < least + TOLERANCE
     # Two classes within the tolerance of each other may change places.
-    return close and expected[answer["prediction"]] >= max(expected.values()) - 2 * TOLERANCE
+    return close and best >= least - TOLERANCE and expected[answer["prediction"]] >= best - 2 * TOLERANCE
 
 
 def _latency(endpoint: Endpoint, golden: Sequence[Golden]) -> Latency:

@@ -1,6 +1,7 @@
 """Splitting: each row by itself is train or test, decided by a seeded hash or by time, never by position."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -9,11 +10,14 @@ import numpy as np
 import pandas as pd
 from zenml import step
 
-from models.config import ModelConfig
-from models.errors import DataError
+from bentos.frame import categories, to_frame
+from models.config import Column, ModelConfig
+from models.errors import ConfigError, DataError
 from steps.caching import cached_by, parse_config
 from steps.frames import FRAME_MATERIALIZER
+from steps.read import names_text
 
+log = logging.getLogger(__name__)
 BUCKET = "split_bucket"
 BUCKETS = 64
 MIN_TEST_ROWS = 5
@@ -32,10 +36,13 @@ class Split:
 def split_frame(config: ModelConfig, frame: pd.DataFrame) -> Split:
     """Part a typed frame; the training rows are cut to `sample_size` where the YAML has one.
 
+    Of more than two classes, one with fewer than five rows may be missing on a side: that is a warning.
+
     Raises:
         DataError: A side would be too small, or a class would be missing on one side.
     """
     chosen = in_test(config, frame)
+    _check_held_out(config, frame)
     _check_sides(config, frame, chosen)
     train, test = frame.take(np.flatnonzero(~chosen)), frame.take(np.flatnonzero(chosen))
     if config.sample_size is not None and config.sample_size < len(train):
@@ -54,20 +61,30 @@ def in_test(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dty
     """Whether each row of a typed frame is a test row under this configuration's seed and split.
 
     By content (the columns that may be features) or entity it is a pure function of the row: other rows, their
-    order and the key of pseudonyms do not matter. A personal entity is split by the bucket that ingest made. By
-    time, the newest rows are the test rows; rows of one instant stay together.
+    order and the key of pseudonyms do not matter. Where the YAML lists the entities as categories, `split.test` of
+    them are tested, but at least one and not all; `split.held_out` names those to test. A personal entity is split
+    by the bucket that ingest made. By time, the newest rows are the test rows; rows of one instant stay together.
 
     Raises:
         DataError: The column that decides is absent or has missing values.
+        ConfigError: `split.held_out` names values of a personal column.
     """
     if config.split.by == "time":
         return _newest(config, frame)
-    if config.split.by == "entity" and config.columns[str(config.split.column)].personal:
+    entity = config.columns[str(config.split.column)] if config.split.by == "entity" else None
+    if config.split.held_out:
+        name = str(config.split.column)
+        _require_present(frame, name, "entity")
+        return frame[name].isin(_held_out(config)).to_numpy()
+    if entity and entity.personal:
         _require_present(frame, BUCKET, "entity")
         ranks = np.argsort(np.argsort(_mix(np.arange(BUCKETS, dtype=np.uint64) ^ _word(f"{config.seed}:bucket"))))
         chosen = ranks < max(1, round(config.split.test * BUCKETS))
         return chosen[frame[BUCKET].to_numpy(np.int64)]
-    return row_hashes(config, frame, "test") < np.uint64(config.split.test * 2.0**64)
+    hashes = row_hashes(config, frame, "test")
+    if entity and entity.categories:
+        return hashes < _limit(config, entity)
+    return hashes < np.uint64(config.split.test * 2.0**64)
 
 
 def row_hashes(config: ModelConfig, frame: pd.DataFrame, purpose: str) -> _Words:
@@ -110,6 +127,43 @@ def split(
     return parts.train, parts.test
 
 
+def _limit(config: ModelConfig, entity: Column) -> np.uint64:
+    """The hash below which an entity is tested: moved just so far that it parts the declared ones by `split.test`."""
+    name = str(config.split.column)
+    declared = pd.DataFrame({name: np.array(categories(entity), dtype=object)})
+    hashes = np.sort(row_hashes(config, declared, "test"))
+    limit = np.uint64(config.split.test * 2.0**64)
+    if len(hashes) < 2:
+        return limit
+    tested = min(len(hashes) - 1, max(1, round(config.split.test * len(hashes))))
+    return max(hashes[tested - 1] + np.uint64(1), min(hashes[tested], limit))
+
+
+def _held_out(config: ModelConfig) -> list[Any]:
+    """The values of `split.held_out` as a typed frame holds them."""
+    name = str(config.split.column)
+    column = config.columns[name]
+    if column.personal:
+        raise ConfigError(f"split.held_out: column '{name}' is personal, its values are not kept; leave held_out out")
+    typed = to_frame(pd.DataFrame({name: config.split.held_out}, dtype=object), {name: column})
+    return typed.frame[name].dropna().tolist()
+
+
+def _check_held_out(config: ModelConfig, frame: pd.DataFrame) -> None:
+    if not config.split.held_out:
+        return
+    name = str(config.split.column)
+    known, wanted = frame[name].unique().tolist(), _held_out(config)
+    absent = [value for value in wanted if value not in known]
+    if absent or len(wanted) < len(config.split.held_out):
+        listed = names_text(sorted(known)) if config.columns[name].categories else f"{len(known)} values"
+        count = len(absent) + len(config.split.held_out) - len(wanted)
+        raise DataError(
+            f"split.held_out: {count} of {len(config.split.held_out)} values ({names_text(config.split.held_out, 5)}) "
+            f"are not in column '{name}' (there is: {listed})"
+        )
+
+
 def _newest(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dtype[np.bool_]]":
     name = str(config.split.column)
     _require_present(frame, name, "time")
@@ -135,14 +189,30 @@ def _check_sides(config: ModelConfig, frame: pd.DataFrame, chosen: "np.ndarray[A
     if test < MIN_TEST_ROWS or len(frame) - test < MIN_TEST_ROWS:
         raise DataError(
             f"the split by {config.split.by} leaves {len(frame) - test} rows to train and {test} to test, and each "
-            f"side needs {MIN_TEST_ROWS}: give more rows (with more different values), or change split.test"
+            f"side needs {MIN_TEST_ROWS}: give more rows (with more different values), or {_remedy(config)}"
         )
-    advice = "give more rows of it, drop it from target.labels, or change split.test or seed"
+    advice = f"give more rows of it, leave it out, or {_remedy(config)}"
     if config.task == "classification":
         target = frame[config.target.column]
         expected = config.target.labels or sorted(target.unique())
-        _check_classes(expected, target[~chosen], "the training rows", advice)
-        _check_classes(expected, target[chosen], "the test rows", advice)
+        rare = _rare(expected, target)
+        for side, of_side in (("the training rows", target[~chosen]), ("the test rows", target[chosen])):
+            _check_classes([label for label in expected if label not in rare], of_side, side, advice)
+            if absent := rare.difference(of_side):
+                log.warning("%d classes of fewer than %d rows are missing in %s", len(absent), MIN_TEST_ROWS, side)
+
+
+def _rare(expected: Sequence[str], target: "pd.Series[Any]") -> set[str]:
+    """Classes too rare to be asked for on both sides; none where fewer than two others would be left to tell apart."""
+    counts = target.value_counts()
+    rare = {label for label in expected if counts.get(label, 0) < MIN_TEST_ROWS}
+    return rare if len(expected) - len(rare) >= 2 else set()
+
+
+def _remedy(config: ModelConfig) -> str:
+    if config.split.held_out:
+        return "change split.held_out"
+    return "change split.test or seed" + (", or name entities in split.held_out" if config.split.by == "entity" else "")
 
 
 def _check_classes(expected: Sequence[str], target: "pd.Series[Any]", side: str, advice: str) -> None:

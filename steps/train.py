@@ -36,7 +36,7 @@ def fit(config: ModelConfig, tuning: TuningResult, train: pd.DataFrame) -> "Pipe
         train: Typed frame with the target; rows of the test set never come here.
 
     Raises:
-        ConfigError: A feature is text, or there is no feature at all.
+        ConfigError: There is no feature at all.
         DataError: The target has one class, or one that the YAML does not declare.
         WorkError: The estimator refuses.
     """
@@ -47,7 +47,7 @@ def fit_family(config: ModelConfig, family: Family, params: Params, train: pd.Da
     """Fit one family's pipeline, on class codes 0..k-1 in the order of the labels, or on numbers.
 
     Raises:
-        ConfigError: A feature is text, or there is no feature at all.
+        ConfigError: There is no feature at all.
         DataError: The target has one class, or one that the YAML does not declare.
         WorkError: The estimator refuses.
     """
@@ -69,7 +69,7 @@ def train_release(
     """Fit, write the Release into `directory`, and record it with the tuning's MLflow run.
 
     Raises:
-        ConfigError: A feature is text, or there is no feature at all.
+        ConfigError: There is no feature at all.
         DataError: The target has one class, or one that the YAML does not declare.
         WorkError: The estimator or MLflow refuses.
     """

@@ -1,50 +1,35 @@
 """Tuning: a seeded search over families and their parameters, which has to beat the plain linear pipeline."""
 
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 from zenml import step
 
 from models.config import Family, ModelConfig, Scalar
-from models.errors import DataError, WorkError, bounded
+from models.errors import WorkError
 from stacks import runs
 from stacks.terminal import terminal
 from steps.caching import cached_by, parse_config
+from steps.course import Best, Course, Stop
 from steps.crossval import CrossValidation, cross_validation
 from steps.families import candidates, plain_linear
-from steps.metrics import greater_is_better, is_better, require_metric
-from steps.sampler import Sampler
+from steps.metrics import require_metric
+from steps.record import Restored, as_attempt, recorded
+from steps.scorers import Scorers
+from steps.trials import OutOfTimeError, Scored, Task, Trial, attempt
 
 log = logging.getLogger(__name__)
 
-Stop = Literal["trials", "seconds", "patience"]
-
-
-class Trial(BaseModel):
-    """One configuration that was tried.
-
-    Attributes:
-        number: Counted from 0.
-        family: The estimator's family.
-        params: Its parameters.
-        score: Mean of the metric over the folds; None when it failed.
-        failure: Why it failed.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    number: int
-    family: Family
-    params: dict[str, Scalar | None]
-    score: float | None
-    failure: str = ""
+# What starting processes costs: below it, trials are scored in this one.
+WORTH_SECONDS = 4.0
 
 
 class TuningResult(BaseModel):
@@ -59,6 +44,7 @@ class TuningResult(BaseModel):
         dummy_cv_score: That of a model that ignores its input.
         folds: How many folds the training rows were cut into.
         trials: Configurations that were tried, besides the plain linear one.
+        dropped: How many of them were given up before the last fold.
         stopped_by: What ended the search.
         history: The trials in order.
         mlflow_run_id: The run that holds them as nested runs; empty for a search that was not recorded.
@@ -74,125 +60,176 @@ class TuningResult(BaseModel):
     dummy_cv_score: float
     folds: int
     trials: int
+    dropped: int = 0
     stopped_by: Stop
     history: tuple[Trial, ...]
     mlflow_run_id: str = ""
 
 
 @dataclass(frozen=True)
-class Best:
-    """The best configuration so far."""
-
-    family: Family
-    params: dict[str, Scalar | None]
-    score: float
-
-
-@dataclass(frozen=True)
 class Attempted:
-    """A trial just done, when it began (seconds since the epoch), how many seconds it took, and the best so far."""
+    """A trial just counted, and the best so far.
 
-    trial: Trial
-    started: float
-    seconds: float
+    Attributes:
+        scored: The trial, when it began and how long it took.
+        best: The best configuration so far.
+        elapsed: Seconds that the search has taken so far, over all the times it was resumed.
+        restored: Whether it comes from an earlier, interrupted search.
+    """
+
+    scored: Scored
     best: Best
+    elapsed: float
+    restored: bool = False
 
-
-class _OutOfTimeError(Exception):
-    """The search's time ended while a configuration was being scored."""
+    @property
+    def trial(self) -> Trial:
+        """The trial."""
+        return self.scored.trial
 
 
 def search(
-    config: ModelConfig, train: pd.DataFrame, report: Callable[[Attempted], None] = lambda _: None
+    config: ModelConfig,
+    train: pd.DataFrame,
+    report: Callable[[Attempted], None] = lambda _: None,
+    restored: Sequence[Restored] = (),
 ) -> TuningResult:
     """Search the best configuration on the training rows.
 
     The plain linear pipeline is scored first, on the same folds; a tuned configuration takes its place only when it
-    scores strictly better. A configuration that cannot be fitted is a failed trial.
+    scores strictly better. A configuration that cannot be fitted is a failed trial; one that cannot win any more is
+    dropped (`steps.trials`). The answer does not depend on how many processes score (`steps.course`), nor on whether
+    the first trials are `restored`.
 
     Args:
         config: The model.
         train: Typed frame with the target.
-        report: Told of every trial.
+        report: Told of every trial, in the order of numbers.
+        restored: The first trials of an interrupted search with the same configuration, rows and libraries; they are
+            left aside, and a warning logged, where they are not what this search would have tried.
 
     Raises:
         ConfigError: The metric, a family or a parameter does not fit the model.
         DataError: The rows are too few to be cut into folds.
         WorkError: Even the plain linear pipeline cannot be fitted.
     """
-    deadline = time.monotonic() + config.tuning.seconds
-    sampler = Sampler(candidates(config), config.seed, maximise=greater_is_better(config.metric))
+    began = time.monotonic()
+    candidates(config)
     folds = cross_validation(config, train)
     require_metric(config, [str(code) for code in range(folds.classes)])
-    linear = _linear_score(config, folds)
-    best = Best(plain_linear(config), {}, linear)
-    history: list[Trial] = []
-    stopped_by: Stop = "trials"
-    since_gain = 0
-    while len(history) < config.tuning.trials:
-        if since_gain >= config.tuning.patience:
-            stopped_by = "patience"
-            break
-        started, clock = time.time(), time.monotonic()
-        try:
-            trial = _attempt(folds, sampler, history, deadline)
-        except _OutOfTimeError:
-            stopped_by = "seconds"
-            break
-        history.append(trial)
-        since_gain += 1
-        if trial.score is not None and is_better(config.metric, trial.score, best.score):
-            best, since_gain = Best(trial.family, trial.params, trial.score), 0
-        report(Attempted(trial, started, time.monotonic() - clock, best))
+    linear = _linear(config, folds)
+    course = Course(config, linear.trial)
+    spent = 0.0
+    if restored and course.replay([known.trial for known in restored]):
+        spent = restored[-1].elapsed
+        for known in restored:
+            report(Attempted(Scored(known.trial, 0.0, 0.0), course.best, known.elapsed, restored=True))
+    elif restored:
+        log.warning("tuning: trials of an interrupted search do not fit this one; it starts anew")
+        course = Course(config, linear.trial)
+    stopped_by = _Run(config, folds, course, report, began - spent, linear.seconds).to_the_end()
+    best = course.best
     return TuningResult(
         family=best.family,
         params=best.params,
         metric=config.metric,
         cv_score=best.score,
-        linear_cv_score=linear,
+        linear_cv_score=float(linear.trial.score or 0.0),
         dummy_cv_score=folds.dummy_score(),
         folds=folds.count,
-        trials=len(history),
+        trials=len(course.history),
+        dropped=sum(trial.dropped_after > 0 for trial in course.history),
         stopped_by=stopped_by,
-        history=tuple(history),
+        history=tuple(course.history),
     )
 
 
-def _linear_score(config: ModelConfig, folds: CrossValidation) -> float:
-    try:
-        return folds.score(plain_linear(config), {})
-    except (ValueError, ArithmeticError) as error:
-        raise WorkError(f"the plain {plain_linear(config)} cannot be fitted: {_reason(error)}") from error
+class _Run:
+    """One search on its way: hands out what the course proposes, here or to processes, until it ends."""
 
+    def __init__(
+        self,
+        config: ModelConfig,
+        folds: CrossValidation,
+        course: Course,
+        report: Callable[[Attempted], None],
+        began: float,
+        usual: float,
+    ) -> None:
+        self._config, self._folds, self._course, self._report = config, folds, course, report
+        self._began = began
+        # Seconds of each scoring so far, the plain linear pipeline's to begin with.
+        self._seconds = [usual]
+        self._times: dict[int, Scored] = {}
+        self._scorers: Scorers | None = None
 
-def _attempt(folds: CrossValidation, sampler: Sampler, history: list[Trial], deadline: float) -> Trial:
-    """Score the next proposal; one that was made before keeps the score it had."""
+    def to_the_end(self) -> Stop:
+        """Score until a number, patience or time ends the search; other processes are gone then."""
+        with ExitStack() as stack:
+            try:
+                while (stopped_by := self._course.stopped_by) is None:
+                    if self._scorers is None and self._worth_processes():
+                        self._scorers = self._start(stack)
+                    for scored in self._scored():
+                        self._times[scored.trial.number] = scored
+                        self._seconds.append(scored.seconds)
+                        self._course.arrived(scored.trial)
+                    self._count()
+            except OutOfTimeError:
+                return "seconds"
+        return stopped_by
 
-    def in_time() -> None:
-        if time.monotonic() > deadline:
-            raise _OutOfTimeError
+    def _scored(self) -> list[Scored]:
+        self._in_time()
+        if self._scorers is None:
+            task = self._course.following()
+            return [attempt(self._folds, task, self._in_time)] if task else []
+        while self._scorers.room > 0 and (task := self._course.following()):
+            self._scorers.submit(task)
+        # Nothing is under way where all that was proposed had been tried before.
+        return self._scorers.collect(self._left()) if self._scorers.busy else []
 
-    number = len(history)
-    in_time()
-    family, params = sampler.propose(number)
-    score, failure = None, ""
-    if known := next((t for t in history if (t.family, t.params) == (family, params)), None):
-        score, failure = known.score, known.failure
-    else:
+    def _count(self) -> None:
+        while (trial := self._course.advance()) is not None:
+            scored = self._times.pop(trial.number, None) or Scored(trial, time.time(), 0.0)
+            if trial.failure:
+                log.warning("trial %d, %s, failed: %s", trial.number, trial.family, trial.failure)
+            self._report(Attempted(scored, self._course.best, time.monotonic() - self._began))
+
+    def _left(self) -> float:
+        return self._config.tuning.seconds - (time.monotonic() - self._began)
+
+    def _in_time(self) -> None:
+        if self._left() < 0:
+            raise OutOfTimeError
+
+    def _most(self) -> int:
+        tuning = self._config.tuning
+        return min(tuning.workers or cores(), tuning.lag, self._course.left)
+
+    def _worth_processes(self) -> bool:
+        expected = self._course.left * sum(self._seconds) / len(self._seconds)
+        return self._most() > 1 and expected > WORTH_SECONDS
+
+    def _start(self, stack: ExitStack) -> Scorers:
         try:
-            score = folds.score(family, params, in_time)
-        # Whatever an estimator makes of a configuration ends the trial, not the search.
-        except (_OutOfTimeError, DataError):
-            raise
-        except Exception as error:
-            failure = _reason(error)
-            log.warning("trial %d, %s, failed: %s", number, family, failure)
-    sampler.tell(number, score)
-    return Trial(number=number, family=family, params=params, score=score, failure=failure)
+            return stack.enter_context(Scorers(self._folds, candidates(self._config), self._most()))
+        except OSError as error:
+            raise WorkError(
+                f"tuning cannot start its processes: {error.strerror}; tuning.workers: 1 does without"
+            ) from error
 
 
-def _reason(error: Exception) -> str:
-    return bounded(f"{type(error).__name__}: {' '.join(str(error).split())}", 300)
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _linear(config: ModelConfig, folds: CrossValidation) -> Scored:
+    scored = attempt(folds, Task(0, plain_linear(config), {}))
+    if scored.trial.score is None:
+        raise WorkError(f"the plain {plain_linear(config)} cannot be fitted: {scored.trial.failure}")
+    return scored
 
 
 @contextmanager
@@ -215,13 +252,14 @@ def progress(config: ModelConfig) -> Iterator[Callable[[Attempted], None]]:
         task = bar.add_task("", total=total)
 
         def advance(done: Attempted) -> None:
-            bar.update(task, advance=1, description=f"{config.metric} {done.best.score:.4f} {done.best.family}")
+            shown = f"{config.metric} {done.best.score:.4f} {done.best.family}"
+            bar.update(task, completed=done.trial.number + 1, description=shown)
 
         yield advance
 
 
 def _log_line(config: ModelConfig, done: Attempted, total: int) -> None:
-    if done.trial.number % 10 == 9 or done.trial.number + 1 == total:
+    if not done.restored and (done.trial.number % 10 == 9 or done.trial.number + 1 == total):
         log.info(
             "tuning: %d of %d, best %s %.4f (%s)",
             done.trial.number + 1,
@@ -233,38 +271,35 @@ def _log_line(config: ModelConfig, done: Attempted, total: int) -> None:
 
 
 def tune_model(config: ModelConfig, train: pd.DataFrame) -> TuningResult:
-    """Search, show progress, and record the search in MLflow: one run, its trials as nested runs.
+    """Search, show progress, and record the search in MLflow: one run, its trials as nested runs as they finish.
+
+    A search that was interrupted, even by `kill -9`, is continued in its run by the next one with the same
+    configuration, rows, code and libraries, and ends as it would have.
 
     Raises:
         ConfigError: The metric, a family or a parameter does not fit the model.
         DataError: The rows are too few to be cut into folds.
         WorkError: Even the plain linear pipeline cannot be fitted, or MLflow refused.
     """
-    run_id = runs.start_run(config.name)
-    attempts: list[runs.Attempt] = []
-    try:
-        with progress(config) as show:
+    with recorded(config, train) as record, progress(config) as show:
 
-            def report(done: Attempted) -> None:
-                attempts.append(_as_attempt(config, done))
-                show(done)
+        def report(done: Attempted) -> None:
+            if not done.restored:
+                record.add(as_attempt(config.metric, done.scored, done.elapsed))
+            show(done)
 
-            result = search(config, train, report)
-        runs.log_attempts(run_id, attempts)
-        runs.log_run(run_id, metrics=_scores(result), tags={"gauntlet.tuning_stopped_by": result.stopped_by})
-    except BaseException:
-        runs.finish_run(run_id, failed=True)
-        raise
-    runs.finish_run(run_id)
+        result = search(config, train, report, record.restored)
+        runs.log_run(record.run_id, metrics=_scores(result), tags={"gauntlet.tuning_stopped_by": result.stopped_by})
     log.info("tuning: %s", summary(result))
-    return result.model_copy(update={"mlflow_run_id": run_id})
+    return result.model_copy(update={"mlflow_run_id": record.run_id})
 
 
 def summary(result: TuningResult) -> str:
     """One line on what the search came to."""
     taken = f"{result.family} {result.cv_score:.4f}" if result.params else f"plain {result.family}"
+    dropped = f", {result.dropped} dropped early" if result.dropped else ""
     return (
-        f"{taken} taken after {result.trials} trials (ended by {result.stopped_by}); {result.metric} in "
+        f"{taken} taken after {result.trials} trials (ended by {result.stopped_by}{dropped}); {result.metric} in "
         f"{result.folds}-fold cross-validation: plain linear {result.linear_cv_score:.4f}, "
         f"dummy {result.dummy_cv_score:.4f}"
     )
@@ -277,18 +312,6 @@ def _scores(result: TuningResult) -> dict[str, float]:
         f"cv_{result.metric}_dummy": result.dummy_cv_score,
         "trials": float(result.trials),
     }
-
-
-def _as_attempt(config: ModelConfig, done: Attempted) -> runs.Attempt:
-    trial = done.trial
-    return runs.Attempt(
-        name=f"trial-{trial.number:03d}-{trial.family}",
-        params={"family": trial.family, **trial.params},
-        metrics={} if trial.score is None else {f"cv_{config.metric}": trial.score},
-        started=done.started,
-        seconds=done.seconds,
-        failure=trial.failure,
-    )
 
 
 @step(cache_policy=cached_by(__name__))

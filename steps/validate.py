@@ -10,6 +10,7 @@ import pandas as pd
 from zenml import step
 from zenml.types import HTMLString
 
+from bentos.release import REFERENCE_CHARACTERS
 from models.config import ModelConfig
 from steps.caching import cached_by, parse_config
 from steps.drift import MIN_ROWS, drift_score
@@ -86,24 +87,24 @@ def summarise(config: ModelConfig, frame: pd.DataFrame) -> str:
     output_materializers={"frame": FRAME_MATERIALIZER},
 )
 def validate(
-    config: dict[str, Any], raw: pd.DataFrame, champion: int | None = None
+    config: dict[str, Any], raw: pd.DataFrame, reference: int | None = None
 ) -> tuple[Annotated[pd.DataFrame, "frame"], Annotated[QualityReport, "report"], Annotated[HTMLString, "summary"]]:
-    """Check the raw rows, compared with the champion's training rows where there is a champion."""
+    """Check the raw rows, compared with the training rows of version `reference` where one is given."""
     parsed = parse_config(config)
-    report = validate_frame(parsed, raw, _reference(parsed.name, champion))
+    report = validate_frame(parsed, raw, _reference(parsed.name, reference))
     log.info("data quality %.1f of 100, %d checks on %s rows", report.score, len(report.checks), f"{report.rows:,}")
     for check in report.failed():
         log.warning("%s: %s, expected %s", check.key, check.observed, check.expected)
     return raw, report, HTMLString(summarise(parsed, raw))
 
 
-def _reference(model: str, champion: int | None) -> pd.DataFrame | None:
-    if champion is None:
+def _reference(model: str, version: int | None) -> pd.DataFrame | None:
+    if version is None:
         return None
     from bentos.release import Release
     from stacks.registry import release_dir
 
-    return Release.open(release_dir(model, champion)).reference()
+    return Release.open(release_dir(model, version)).reference()
 
 
 def _public(config: ModelConfig) -> list[str]:
@@ -165,7 +166,10 @@ def _leaks(config: ModelConfig, frame: pd.DataFrame) -> Iterator[Check]:
 
 
 def _drift(config: ModelConfig, frame: pd.DataFrame, reference: pd.DataFrame | None) -> Iterator[Check]:
-    """Distances of bounded samples; too few rows on a side say nothing, so nothing is reported then."""
+    """Distances of bounded samples; too few rows on a side say nothing, so nothing is reported then.
+
+    Of a text the length counts, up to what a reference keeps of it.
+    """
     if reference is None or min(len(frame), len(reference)) < MIN_ROWS:
         return
     method, threshold = config.monitoring.drift, config.monitoring.threshold
@@ -173,10 +177,13 @@ def _drift(config: ModelConfig, frame: pd.DataFrame, reference: pd.DataFrame | N
     new = frame.sample(min(SAMPLE, len(frame)), random_state=config.seed)
     for name in _public(config):
         severity = severity_of(config, "drift", name)
-        text = name in config.columns and config.columns[name].type == "text"
-        if severity is None or text or name not in old.columns:
+        if severity is None or name not in old.columns:
             continue
-        score = drift_score(method, old[name], new[name])
+        before, now = old[name], new[name]
+        if name in config.columns and config.columns[name].type == "text":
+            most = REFERENCE_CHARACTERS // len(reference)
+            before, now = (texts.str.len().astype(np.float64).clip(upper=most) for texts in (before, now))
+        score = drift_score(method, before, now)
         yield Check(
             name="drift",
             column=name,

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +40,11 @@ def _env() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(tools)}
 
 
-def _run(clone: Path, command: str, timeout: float = 600) -> str:
+def _run(clone: Path, command: str, **variables: str) -> str:
     activate = "" if command.startswith("make") else "source .venv/bin/activate && "
+    env = {**_env(), **variables}
     done = subprocess.run(
-        ["bash", "-c", activate + command], cwd=clone, env=_env(), capture_output=True, text=True, timeout=timeout
+        ["bash", "-c", activate + command], cwd=clone, env=env, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
     return done.stdout + done.stderr
@@ -51,6 +54,33 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _up(clone: Path) -> Iterator[None]:
+    """`make up`, from the first address it prints until standard input of its tether closes."""
+    line = "source .venv/bin/activate && exec python -m stacks.orchestrator.tether -- make up"
+    up = subprocess.Popen(
+        ["bash", "-c", line], cwd=clone, env=_env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert up.stdin is not None and up.stdout is not None
+    try:
+        said = list(takewhile(lambda line: "prefect deployment run" not in line, up.stdout))
+        assert any(line.startswith("Prefect  http://127.0.0.1:") for line in said), said
+        yield
+    finally:
+        up.stdin.close()
+        up.stdout.close()
+        up.wait(timeout=60)
+
+
+def _two_models(clone: Path) -> dict[str, str]:
+    """A folder with two of the clone's models: all of them would take minutes."""
+    folder = clone / "two"
+    folder.mkdir()
+    for name in ("wine", "churn"):
+        shutil.copy(clone / "models" / f"{name}.yaml", folder)
+    return {"GAUNTLET_MODELS": str(folder)}
 
 
 @contextmanager
@@ -84,7 +114,7 @@ def _served(clone: Path, command: str, path: str) -> Iterator[int]:
 
 
 def test_no_command_is_forgotten() -> None:
-    known = (*GATE, *SERVERS, "make run", "source", "gauntlet", "zenml", "curl")
+    known = (*GATE, *SERVERS, "make run", "make up", "source", "gauntlet", "prefect", "zenml", "curl")
     assert [command for command in _commands() if not command.startswith(known)] == []
     for command in SERVERS:
         assert f"`{command}`" in README
@@ -123,9 +153,14 @@ def test_every_command_works_in_a_fresh_clone(clone: Path, proof: Proof) -> None
     assert "kept: v1 stays" in second
     ran = 1
     for command in _commands():
-        if command.startswith(("source", *GATE, *SERVERS)) or command in ("make run",):
+        if command.startswith(("source", *GATE, *SERVERS)) or command in ("make run", "make up"):
             continue
-        if command.startswith("curl"):
+        if command.startswith("prefect deployment run"):
+            with _up(clone):
+                _run(clone, command)
+        elif command.startswith("gauntlet run --all"):
+            assert "churn" in _run(clone, command, **_two_models(clone))
+        elif command.startswith("curl"):
             with _served(clone, "bentoml serve wine:latest", "/readyz") as port:
                 answer = json.loads(_run(clone, command.replace("localhost:3000", f"127.0.0.1:{port}")))
             assert (answer["model"], answer["version"], answer["prediction"]) == ("wine", 1, "class_0")

@@ -49,3 +49,10 @@ def test_every_top_folder_has_a_short_readme(room: str) -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
+def test_every_version_trap_has_its_test() -> None:
+    named = re.findall(r"`([a-z_/]+\.py)::(test_\w+)`", (ROOT / "docs" / "traps.md").read_text())
+    assert len(named) > 30
+    missing = [test for file, test in named if f"def {test}(" not in (ROOT / "tests" / file).read_text()]
+    assert missing == []

@@ -35,7 +35,7 @@ class TaskRunRunner(DynamicPipelineRunner):
 
         def launch() -> State[Any] | None:
             finished.append(super(TaskRunRunner, self)._run_sync_step(step, remaining_retries))
-            return final_state(finished[0])
+            return final_state(finished[0].status)
 
         name = step.spec.invocation_id
         key = task_key(self.snapshot, name)

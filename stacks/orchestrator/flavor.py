@@ -21,11 +21,18 @@ class PrefectOrchestratorSettings(BaseSettings):
 
 
 class PrefectOrchestratorConfig(BaseOrchestratorConfig, PrefectOrchestratorSettings):
-    """Configuration of the component; its settings are the default of every pipeline on the stack."""
+    """Configuration of the component; its settings are the default of every pipeline on the stack.
+
+    Attributes:
+        max_parallel: How many steps of a run may run at once. 1: one after another, in the calling process. More: each
+            in a process of its own.
+    """
+
+    max_parallel: int = Field(1, ge=1, description="Steps that run at once; above 1, each in a process of its own.")
 
     @property
     def is_local(self) -> bool:
-        """Whether steps run on this machine: always, in the calling process."""
+        """Whether steps run on this machine: always."""
         return True
 
     @property

@@ -1,4 +1,4 @@
-"""The orchestrator: a ZenML run as a Prefect flow run, its steps as task runs, one after another in this process."""
+"""The orchestrator: a ZenML run as a Prefect flow run, its steps as task runs, here or in processes of their own."""
 
 import os
 import signal
@@ -19,16 +19,15 @@ from zenml.config.base_settings import BaseSettings
 from zenml.config.global_config import GlobalConfiguration
 from zenml.constants import METADATA_ORCHESTRATOR_RUN_ID, METADATA_ORCHESTRATOR_URL
 from zenml.enums import ExecutionMode, ExecutionStatus
-from zenml.exceptions import RunInterruptedException, RunStoppedException
 from zenml.execution.context import setup_execution_context
-from zenml.execution.step.utils import launch_step
-from zenml.logger import get_logger
+from zenml.logger import get_logger, logging_context
 from zenml.metadata.metadata_types import MetadataType, Uri
 from zenml.models import PipelineRunUpdate
 from zenml.orchestrators import BaseOrchestrator, SubmissionResult, publish_utils
-from zenml.steps.heartbeat import StepHeartBeatTerminationException
+from zenml.orchestrators.step_launcher import StepLauncher
 from zenml.utils.env_utils import temporary_environment
 
+from stacks.orchestrator.attempt import STOPS, attempt, step_begins
 from stacks.orchestrator.flavor import PrefectOrchestratorConfig, PrefectOrchestratorSettings
 from stacks.orchestrator.flow_run import (
     StepStates,
@@ -44,12 +43,12 @@ from stacks.orchestrator.running import bury, marked, process_of
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
-    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, StepRunResponse
+    from zenml.config.step_run_info import StepRunInfo
+    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
     from zenml.stack import Stack
 
 logger = get_logger(__name__)
 
-STOPS = (RunStoppedException, RunInterruptedException, StepHeartBeatTerminationException)
 STATUS = {
     StateType.COMPLETED: ExecutionStatus.COMPLETED,
     StateType.FAILED: ExecutionStatus.FAILED,
@@ -60,7 +59,7 @@ STATUS = {
 
 
 @dataclass(frozen=True)
-class _Active:
+class Active:
     """The run that the current context executes."""
 
     orchestrator_run_id: str
@@ -68,11 +67,14 @@ class _Active:
     zenml_run_id: str | None
 
 
-_active: ContextVar[_Active | None] = ContextVar("prefect_orchestrator_run", default=None)
+_active: ContextVar[Active | None] = ContextVar("prefect_orchestrator_run", default=None)
 
 
 class PrefectOrchestrator(BaseOrchestrator):
-    """Runs ZenML pipelines as Prefect flows, in the calling process, one step at a time.
+    """Runs ZenML pipelines as Prefect flows from the calling process.
+
+    Steps run in it one at a time, or, with `max_parallel` above 1, each in a process of its own as soon as those before
+    it are done (`parallel`).
 
     Called inside a Prefect flow run, the steps become task runs of that flow run; else each ZenML run is a flow run of
     its own, on the API that Prefect is configured for or on a server of the Prefect home that is started if need be.
@@ -90,8 +92,8 @@ class PrefectOrchestrator(BaseOrchestrator):
 
     @property
     def run_init_cleanup_at_step_level(self) -> bool:
-        """Whether init and cleanup hooks run around each step: no, all steps share this process and its context."""
-        return False
+        """Whether init and cleanup hooks run around each step: only when each has a process of its own."""
+        return self.config.max_parallel > 1
 
     @property
     def supported_execution_modes(self) -> list[ExecutionMode]:
@@ -137,6 +139,9 @@ class PrefectOrchestrator(BaseOrchestrator):
         settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
 
         def work() -> None:
+            if self.config.max_parallel > 1:
+                self._run_in_processes(snapshot, step_environments, settings)
+                return
             try:
                 self.run_init_hook(snapshot=snapshot)
             except BaseException:
@@ -197,6 +202,11 @@ class PrefectOrchestrator(BaseOrchestrator):
         own = [task for task in tasks if str(run.id) in task.tags]
         steps = {task.name: _status(task.state) for task in own} if include_steps else None
         return _run_status(run, state, own), steps
+
+    def prepare_step_run(self, info: "StepRunInfo") -> None:
+        """Tell whoever waits for it that the step's function is about to run in this process."""
+        if (tell := step_begins.get()) is not None:
+            tell(info.step_run_id)
 
     def _stop_run_forcefully(self, pipeline_run: "PipelineRunResponse") -> None:
         """Interrupt the process that executes the run; ZenML's signal handler then ends the step."""
@@ -265,10 +275,29 @@ class PrefectOrchestrator(BaseOrchestrator):
                 failed[name] = error
         if interrupted():
             raise KeyboardInterrupt
-        if failed:
-            first = next(iter(failed.values()))
-            reason = f"{type(first).__name__}: {str(first)[:500]}"
-            raise RuntimeError(f"Pipeline run has failed in step(s) {', '.join(failed)}: {reason}") from first
+        _raise_first(failed)
+
+    def _run_in_processes(
+        self,
+        snapshot: "PipelineSnapshotResponse",
+        environments: Mapping[str, dict[str, str]],
+        settings: PrefectOrchestratorSettings,
+    ) -> None:
+        from stacks.orchestrator.parallel import ParallelRun
+
+        active = _active.get()
+        assert active is not None
+        with setup_execution_context(), _remembered_interrupt() as interrupted:
+            first = next(iter(snapshot.step_configurations.values()))
+            # As its first step would; done here, eight first steps need not agree on who does it.
+            run, begun = StepLauncher(snapshot, first, active.orchestrator_run_id)._create_or_reuse_run()
+            if begun:
+                self._publish_link(run)
+            steps = ParallelRun(snapshot, run, active, environments, task_policy(settings))
+            failed = steps.execute(self.config.max_parallel, interrupted)
+            if interrupted():
+                raise KeyboardInterrupt
+        _raise_first(failed)
 
     def _run_step_as_task(
         self,
@@ -279,31 +308,17 @@ class PrefectOrchestrator(BaseOrchestrator):
         settings: PrefectOrchestratorSettings,
     ) -> None:
         def launch() -> State[Any] | None:
-            try:
-                step_run = launch_step(
-                    snapshot=snapshot,
-                    step=step,
-                    orchestrator_run_id=self.get_orchestrator_run_id(),
-                    retry=not self.config.handles_step_retries,
-                )
-            except Exception as error:
-                if isinstance(error, STOPS):
-                    _end_retries(snapshot, name)
-                raise
-            except BaseException:
-                _end_retries(snapshot, name)
-                raise
-            return final_state(step_run)
+            return final_state(attempt(snapshot, name, self.get_orchestrator_run_id()).status)
 
         states.run(
-            name, task_key(snapshot, name), step.spec.upstream_steps, launch, task_policy(settings, _delays(step))
+            name, task_key(snapshot, name), step.spec.upstream_steps, launch, task_policy(settings, delays(step))
         )
 
 
-def task_policy(settings: PrefectOrchestratorSettings, delays: Sequence[float] = ()) -> TaskPolicy:
-    """How the steps of the current run are run as tasks."""
+def task_policy(settings: PrefectOrchestratorSettings, retries: Sequence[float] = ()) -> TaskPolicy:
+    """How the steps of the current run are run as tasks; `retries` are the delays before each."""
     active = _active.get()
-    return TaskPolicy(delays, settings.log_prints, active.zenml_run_id if active else None, STOPS)
+    return TaskPolicy(retries, settings.log_prints, active.zenml_run_id if active else None, STOPS)
 
 
 def task_key(snapshot: "PipelineSnapshotResponse", step_name: str) -> str:
@@ -311,24 +326,25 @@ def task_key(snapshot: "PipelineSnapshotResponse", step_name: str) -> str:
     return f"{snapshot.pipeline_configuration.name}.{step_name}"
 
 
-def final_state(step_run: "StepRunResponse") -> State[Any] | None:
+def final_state(status: ExecutionStatus) -> State[Any] | None:
     """The state that a finished step gives its task run; None for Prefect's own."""
-    if step_run.status == ExecutionStatus.CACHED:
+    if status == ExecutionStatus.CACHED:
         return Completed(name="Cached", message="ZenML took the outputs of an earlier run")
     return None
 
 
-def _delays(step: "Step") -> list[float]:
+def delays(step: "Step") -> list[float]:
+    """Seconds to wait before each retry of a step."""
     retry = step.config.retry
     return [retry.delay * retry.backoff**attempt for attempt in range(retry.max_retries)] if retry else []
 
 
-def _end_retries(snapshot: "PipelineSnapshotResponse", step_name: str) -> None:
-    """Stop a step that ZenML holds for one that is about to be retried, when the run was interrupted instead."""
-    steps = Client().list_run_steps(name=step_name, snapshot_id=snapshot.id, status=ExecutionStatus.RETRYING)
-    for step_run in steps.items:
-        # ZenML turns a failure into "retrying" as long as retries are left.
-        publish_utils.publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPED)
+def _raise_first(failed: Mapping[str, Exception]) -> None:
+    """Fail the run in a mode that went on after failures."""
+    if failed:
+        first = next(iter(failed.values()))
+        reason = f"{type(first).__name__}: {str(first)[:500]}"
+        raise RuntimeError(f"Pipeline run has failed in step(s) {', '.join(failed)}: {reason}") from first
 
 
 @contextmanager
@@ -347,6 +363,11 @@ def _remembered_interrupt() -> Iterator[Callable[[], bool]]:
     signal.signal(signal.SIGINT, note)
     try:
         yield seen.is_set
+    except Exception as error:
+        # What it interrupted may have failed in words of its own: a request, a transaction.
+        if seen.is_set() and not isinstance(error, STOPS):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, previous)
 
@@ -359,14 +380,24 @@ def _claimed(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse | N
     run_id = str(flow_run_id)
     if run and shared and _id_taken(snapshot, run_id):
         run_id = f"{run_id}.{run.id}"
-    token = _active.set(_Active(run_id, flow_run_url(flow_run_id), str(run.id) if run else None))
-    try:
+    with executing(Active(run_id, flow_run_url(flow_run_id), str(run.id) if run else None)):
         if run is None:
             yield
             return
         Client().zen_store.update_run(run.id, PipelineRunUpdate(orchestrator_run_id=run_id))
         facts = {"zenml_run_id": str(run.id), "flow_run_id": str(flow_run_id)}
         with marked(_running_folder(), str(run.id), facts):
+            yield
+
+
+@contextmanager
+def executing(active: Active) -> Iterator[None]:
+    """Execute a run, or a step of it, in this context while the block lasts."""
+    token = _active.set(active)
+    flow_run_id = active.orchestrator_run_id.partition(".")[0]
+    try:
+        # What is logged from here on names the run, in this process and in the logs that ZenML stores.
+        with logging_context(zenml_run_id=active.zenml_run_id, prefect_flow_run_id=flow_run_id):
             yield
     finally:
         _active.reset(token)

@@ -8,25 +8,29 @@ itself with the last one. What it writes is the home's own database, the same th
 import atexit
 import contextlib
 import errno
+import http.client
 import json
 import os
 import selectors
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 import tomllib
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import uvicorn
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 DRAIN_SECONDS = 10.0
 STOP_SECONDS = 3.0
 TAKEN = 75
@@ -48,6 +52,40 @@ def configured_url(prefect_home: Path) -> str | None:
     active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
     url = profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
     return str(url) if url else None
+
+
+def require_answer(prefect_home: Path, seconds: float = 5.0) -> None:
+    """Make sure that the API that the user configured, if any, is there; any answer will do, also a refusal.
+
+    Raises:
+        ServerError: Nothing answers at its address.
+    """
+    from stacks.orchestrator.announcement import withdraw_dead
+
+    withdraw_dead(prefect_home.absolute())
+    if (url := configured_url(prefect_home)) is None:
+        return
+    parts = urlsplit(url)
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    # No proxy for the loopback; a gateway that cannot reach the server is no answer of the server.
+    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
+    try:
+        opener.open(f"{bare}/health", timeout=seconds).close()
+        return
+    except urllib.error.HTTPError as error:
+        if error.code not in (502, 503, 504):
+            return
+        reason: object = f"HTTP {error.code}"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        cause = getattr(error, "reason", error)
+        if isinstance(cause, ssl.SSLError):
+            return  # somebody is there; what to make of the certificate is Prefect's business
+        reason = getattr(cause, "strerror", None) or type(cause).__name__
+    raise ServerError(
+        f"PREFECT_API_URL={bare[:300]} does not answer ({reason}): start that server, or unset the variable "
+        "(`prefect config unset PREFECT_API_URL` where a profile sets it) to use this home's own"
+    )
 
 
 def ensure_server(prefect_home: Path) -> str:
@@ -169,6 +207,10 @@ class PendingServer:
         return self._url
 
     def _find(self) -> str | None:
+        # Not at the top: the server itself runs this file by its path.
+        from stacks.orchestrator.announcement import withdraw_dead
+
+        withdraw_dead(self._home)
         if url := configured_url(self._home):
             return url
         if (held := _held.get(self._home)) and held.alive():

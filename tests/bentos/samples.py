@@ -56,7 +56,10 @@ def config_of(model: str) -> ModelConfig:
 @lru_cache
 def frame_of(model: str) -> pd.DataFrame:
     """Typed frame with the target."""
-    return _houses() if model == "houses" else ingest_frame(config_of(model)).frame
+    if model == "houses":
+        return _houses()
+    frame = ingest_frame(config_of(model)).frame
+    return frame.head(600) if model == "pipeline_errors" else frame
 
 
 def _houses(rows: int = 300) -> pd.DataFrame:

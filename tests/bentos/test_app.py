@@ -10,7 +10,8 @@ from bentos.app import Served, add_model, new_app
 from bentos.inputs import plain_rows
 from bentos.messages import Answer, BatchAnswer, Health, Refusal, requests_of
 from bentos.release import Release
-from tests.bentos.samples import frame_of, write
+from models.config import Serving
+from tests.bentos.samples import config_of, frame_of, write
 
 JSON = {"content-type": "application/json"}
 SECRET = "Zq7-private"
@@ -321,3 +322,68 @@ def test_an_error_inside_is_500_without_its_message(
     assert response.status_code == 500
     assert SECRET not in response.text + caplog.text
     assert "ValueError" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def unsure(folder: Path) -> Release:
+    """A text model that abstains below 0.6."""
+    config = config_of("pipeline_errors").model_copy(update={"serving": Serving(abstain_below=0.6)})
+    return write(folder / "unsure", "pipeline_errors", "logistic_regression", config=config)
+
+
+def test_a_model_abstains_where_its_best_class_is_too_improbable(unsure: Release) -> None:
+    client = _client(unsure)
+    rows = [{"log_text": text} for text in frame_of("pipeline_errors")["log_text"].head(200)]
+    told = BatchAnswer.model_validate_json(client.post("/predict/batch", json={"instances": rows}).content).predictions
+    answers = unsure.answer(frame_of("pipeline_errors").head(200))
+    assert answers.abstained is not None and 5 < answers.abstained.sum() < 195
+    for answer, value, abstained in zip(told, answers.values, answers.abstained, strict=True):
+        assert answer.abstained == abstained == (answer.prediction is None)
+        assert abstained or answer.prediction == value
+        assert answer.probabilities is not None and answer.probability == max(answer.probabilities.values())
+        assert (answer.probability < 0.6) == abstained
+    single = client.post("/predict", json={"features": rows[int(answers.abstained.argmax())]}).json()
+    assert (single["prediction"], single["abstained"]) == (None, True)
+    shown = client.get("/openapi.json").json()["components"]["schemas"]["Answer"]
+    assert {"type": "null"} in shown["properties"]["prediction"]["anyOf"] and "prediction" in shown["required"]
+
+
+def test_a_model_that_always_answers_says_nothing_of_abstaining(client: TestClient) -> None:
+    assert "abstained" not in _predict(client).json()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [(None, False), ("", False), (" \n\t ", False), ("\x00\x07", False), ("é 日本 \u2028", False),
+     ("x" * 400_000, False), ("error " * 70_000, True), ("5" * 400_000, True)],
+)  # fmt: skip
+def test_any_text_is_answered_and_one_without_known_words_as_an_empty_one(
+    unsure: Release, text: str | None, says: bool
+) -> None:
+    client = _client(unsure)
+    response = client.post("/predict", json={"features": {"log_text": text}})
+    assert response.status_code == 200
+    assert sum(response.json()["probabilities"].values()) == pytest.approx(1)
+    empty = client.post("/predict", json={"features": {}}).json()["probabilities"]
+    assert (response.json()["probabilities"] != empty) == says
+
+
+@pytest.mark.parametrize("text", [7, True, ["a"], {"a": "b"}, "x" * 1_000_001])
+def test_what_is_no_text_or_too_long_a_one_is_refused(unsure: Release, text: Any) -> None:
+    response = _client(unsure).post("/predict", json={"features": {"log_text": text}})
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["body", "features", "log_text"] and len(response.text) < 500
+
+
+def test_a_text_must_be_there_where_none_may_be_missing(unsure: Release, folder: Path) -> None:
+    columns = {name: c.model_copy(update={"missing": 0.0}) for name, c in unsure.config.columns.items()}
+    config = unsure.config.model_copy(update={"columns": columns})
+    client = _client(write(folder / "needed", "pipeline_errors", "logistic_regression", config=config))
+    assert [client.post("/predict", json={"features": {"log_text": text}}).status_code for text in ("", None, "a")] == [
+        422, 422, 200,
+    ]  # fmt: skip
+    shown = client.get("/openapi.json").json()["components"]["schemas"]["PipelineErrorsFeatures"]
+    assert (shown["properties"]["log_text"]["type"], shown["properties"]["log_text"]["maxLength"]) == (
+        "string",
+        1_000_000,
+    )

@@ -24,6 +24,7 @@ CASES = [
     ("houses", "linear_regression"),
     ("houses", "random_forest"),
     ("houses", "xgboost"),
+    ("pipeline_errors", "logistic_regression"),
 ]
 
 

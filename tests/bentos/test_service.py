@@ -7,7 +7,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +43,27 @@ def store(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def endpoint(store: Path) -> Iterator[Endpoint]:
-    with serving("wine:latest", store) as endpoint:
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server of `endpoint` lives, with its log."""
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def endpoint(store: Path, logs: Path) -> Iterator[Endpoint]:
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GAUNTLET_LOG_FORMAT", "json")
+            patch.setattr(tempfile, "tempdir", str(logs))
+            endpoint = stack.enter_context(serving("wine:latest", store))
         yield endpoint
+
+
+def test_the_service_speaks_json_where_it_is_asked_for(endpoint: Endpoint, logs: Path) -> None:
+    (log,) = logs.glob("gauntlet-serve-*/server.log")
+    said = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    (own,) = [line for line in said if line["logger"] == "gauntlet.service"]
+    assert (own["message"], own["model"], own["version"], own["level"]) == ("wine v10 answers", "wine", "10", "INFO")
+    assert [line for line in said if line["logger"].startswith("bentoml")], "BentoML's own lines come the same way"
 
 
 def test_latest_serves_its_release(endpoint: Endpoint, release: Release) -> None:

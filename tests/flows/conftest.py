@@ -44,11 +44,12 @@ def toy_frame(rows: int = 240, seed: int = 3) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished command: its exit code, its JSON (None where it printed none) and all that it printed."""
+    """A finished command: its exit code, its JSON (None where it printed none), what it printed, stderr alone."""
 
     code: int
     json: dict[str, Any] | None
     printed: str
+    stderr: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,13 @@ class Place:
         own = {"GAUNTLET_MODELS": str(self.models), "GAUNTLET_DATA": str(self.data), "GAUNTLET_SECRET": "test"}
         return {**kept, **environment(self.home), **own}
 
-    def gauntlet(self, *arguments: str, code: Path | None = None) -> Done:
+    def gauntlet(self, *arguments: str, code: Path | None = None, **variables: str) -> Done:
         """Run the real command in a process of its own, as a user does; `code` is another copy of this clone."""
         command = [sys.executable, "-m", "flows", *arguments, "--json"]
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, cwd=code)
+        done = subprocess.run(command, env={**self.env, **variables}, capture_output=True, text=True, cwd=code)
         last = done.stdout.strip().splitlines()[-1:] or [""]
         parsed = json.loads(last[0]) if last[0].startswith("{") else None
-        return Done(done.returncode, parsed, done.stdout + done.stderr)
+        return Done(done.returncode, parsed, done.stdout + done.stderr, done.stderr)
 
     def write(self, **changes: Any) -> None:
         """Write toy.yaml with top-level keys changed."""

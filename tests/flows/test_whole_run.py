@@ -1,6 +1,8 @@
 """Whole runs of the real command on the real engines: terminal state, artifacts, links, second runs, rollback."""
 
+import json
 import os
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -15,7 +17,7 @@ TRAIN_STEPS = ["ingest", "validate", "split", "tune", "train", "evaluate", "pack
 
 @pytest.fixture(scope="module")
 def first(place: Place) -> Done:
-    done = place.gauntlet("run", "toy", "--why", "the first one")
+    done = place.gauntlet("run", "toy", "--why", "the first one", GAUNTLET_LOG_FORMAT="json")
     assert done.code == 0, done.printed[-3000:]
     return done
 
@@ -38,7 +40,47 @@ def test_first_run_promotes_and_says_all(first: Done) -> None:
     assert result["answer"]["version"] == 1
     for key in ("zenml_run_id", "prefect_flow_run_id", "mlflow_run_id", "seconds"):
         assert result[key]
-    assert "toy: source 'file' (csv toy.csv)" in first.printed
+    assert "toy: source 'file' (csv file toy.csv)" in first.printed
+
+
+def test_stderr_is_json_and_what_steps_say_carries_all_ids(first: Done) -> None:
+    assert first.json is not None
+    lines = [json.loads(line) for line in first.stderr.splitlines()]
+    said = [line for line in lines if line["logger"].startswith("steps.")]
+    assert {line["step"] for line in said} >= {"ingest", "validate", "tune", "promote", "deploy"}
+    for line in said:
+        assert (line["model"], line["prefect_flow_run_id"]) == ("toy", first.json["prefect_flow_run_id"])
+        assert (line["zenml_run_id"] == first.json["zenml_run_id"]) == (line["step"] in TRAIN_STEPS)
+        if line["step"] not in ("ingest", "validate", "split"):
+            assert line["mlflow_run_id"] == first.json["mlflow_run_id"], "known since tuning began it"
+    assert len({(line["step"], line["message"]) for line in said}) == len(said), "nothing is said twice"
+
+
+def test_steps_tell_what_they_used(first: Done, second: Done, place: Place) -> None:
+    assert first.json is not None and second.json is not None
+    steps = first.json["steps"]
+    assert [step["name"] for step in steps] == [*TRAIN_STEPS, "promote", "deploy"]
+    for step in steps:
+        assert step["status"] == "completed"
+        assert 0 < step["seconds"] < first.json["seconds"]
+        assert step["cpu_seconds"] > 0 and step["peak_mib"] > 100
+    again = {step["name"]: step for step in second.json["steps"]}
+    assert again["tune"] == {**dict.fromkeys(again["tune"]), "name": "tune", "status": "cached"}
+    assert again["deploy"]["seconds"] > 0
+    with sqlite3.connect(place.home / "mlflow" / "mlflow.db") as database:
+        query = "select key, value from latest_metrics where run_uuid = ?"
+        logged = dict(database.execute(query, (first.json["mlflow_run_id"],)).fetchall())
+    train = next(step for step in steps if step["name"] == "train")
+    figures = [logged[f"{figure}_train"] for figure in ("seconds", "cpu_seconds", "peak_mib")]
+    assert figures == [train["seconds"], train["cpu_seconds"], train["peak_mib"]]
+    with sqlite3.connect(next((place.home / "zenml").rglob("zenml.db"))) as database:
+        kinds = (
+            "select distinct resource_type from run_metadata_resource r join run_metadata m on r.run_metadata_id = m.id"
+        )
+        assert {row[0] for row in database.execute(f"{kinds} where m.key = 'resources'")} == {
+            "step_run",
+            "artifact_version",
+        }
 
 
 def test_second_run_keeps_the_champion_and_uses_the_cache(first: Done, second: Done, place: Place) -> None:
@@ -46,6 +88,7 @@ def test_second_run_keeps_the_champion_and_uses_the_cache(first: Done, second: D
     assert result is not None and first.json is not None
     assert (result["verdict"], result["champion"], result["version"]) == ("kept", 1, 1)
     assert result["release_digest"] == first.json["release_digest"]
+    assert re.findall(r"✓ (\w+) +cached", second.printed) == TRAIN_STEPS[:5]
 
 
 def test_require_promotion_tells_kept_by_exit_code_3(second: Done, place: Place) -> None:
@@ -78,6 +121,9 @@ def test_nothing_is_left_running(first: Done, second: Done, place: Place) -> Non
 def test_show_history_doctor_and_rollback(first: Done, second: Done, place: Place) -> None:
     shown = place.gauntlet("show", "toy")
     assert shown.json is not None and shown.json["champion"] == 1
+    assert shown.json["data_digest"] == first.json["data_digest"]  # type: ignore[index]
+    assert shown.json["metrics"]["roc_auc"] == first.json["metrics"]["roc_auc"]  # type: ignore[index]
+    assert {step["name"] for step in shown.json["steps"]} == {*TRAIN_STEPS, "promote", "deploy"}
     past = place.gauntlet("history", "toy", "--at", "2001-01-01")
     assert past.json is not None and past.json["champion"] is None
     entries = place.gauntlet("history", "toy")

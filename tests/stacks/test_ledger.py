@@ -64,6 +64,31 @@ def _disarm(url: str) -> list[str]:
     return ["ALTER TABLE ledger DISABLE TRIGGER ALL"]
 
 
+def test_entries_cut_off_at_the_end_are_noticed(url: str, execute: Callable[..., None]) -> None:
+    ledger = Ledger(url)
+    for version in (1, 2, 3):
+        ledger.append("promote", "wine", version)
+    assert ledger.verify() == []
+    execute(*_disarm(url), "DELETE FROM ledger WHERE sequence = 3")
+    (fault,) = Ledger(url).verify()
+    assert fault.startswith("entry 3, which this home wrote last, is gone")
+    execute(
+        "UPDATE ledger SET hash = 'another' WHERE sequence = 2", "UPDATE ledger SET sequence = 3 WHERE sequence = 2"
+    )
+    assert Ledger(url).verify()[-1].startswith("entry 3, which this home wrote last, is another one")
+
+
+def test_all_histories_are_read_at_once_and_payloads_on_demand(url: str) -> None:
+    ledger = Ledger(url)
+    first = ledger.append("promote", "wine", 1, payload={"metrics": {"accuracy": 0.9}})
+    second = ledger.append("keep", "toy", 1)
+    histories = ledger.histories()
+    assert {model: [e.sequence for e in entries] for model, entries in histories.items()} == {"wine": [1], "toy": [2]}
+    assert histories["wine"][0].payload == {}
+    assert ledger.payloads([first.sequence]) == {1: {"metrics": {"accuracy": 0.9}}}
+    assert ledger.payloads([second.sequence, 99]) == {2: {}}
+
+
 def test_an_entry_is_read_back_as_written(url: str) -> None:
     ledger = Ledger(url)
     payload = {"metrics": {"accuracy": 0.1 + 0.2}, "words": "größer ≥ 🍷", "none": None}

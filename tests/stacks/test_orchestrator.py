@@ -3,15 +3,14 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from prefect import flow, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
-from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from zenml import get_step_context, pipeline, step
 from zenml.client import Client
@@ -25,6 +24,7 @@ from zenml.pipelines.run_utils import create_placeholder_run
 from stacks.orchestrator.flavor import PrefectOrchestratorSettings
 from stacks.orchestrator.flow_run import current_flow_run_id, prefect_api
 from stacks.stack_file import ensure_active
+from tests.stacks.pipelines import flow_run_of, last_run, statuses, task_runs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,32 +50,6 @@ def note(word: str) -> int:
     with path.open("a") as file:
         file.write(f"{word}\n")
     return before
-
-
-def last_run(name: str) -> PipelineRunResponse:
-    return Client().list_pipeline_runs(pipeline=name, sort_by="desc:created", size=1, hydrate=True).items[0]
-
-
-def flow_run_of(run: PipelineRunResponse) -> FlowRun:
-    with get_client(sync_client=True) as client:
-        return client.read_flow_run(UUID(run.orchestrator_run_id.partition(".")[0]))
-
-
-def task_runs(flow_run: FlowRun, names: Sequence[str]) -> dict[str, TaskRun]:
-    """The task runs of a flow run once those named are recorded to their end; Prefect writes them a little later."""
-    deadline = time.monotonic() + 20
-    while True:
-        with get_client(sync_client=True) as client:
-            found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
-        done = {run.name: run for run in found if run.state and run.state.is_final()}
-        if set(names) <= set(done) or time.monotonic() > deadline:
-            assert sorted(run.name for run in found) == sorted(names)
-            return done
-        time.sleep(0.05)
-
-
-def statuses(run: PipelineRunResponse) -> dict[str, str]:
-    return {name: str(step_run.status) for name, step_run in run.steps.items()}
 
 
 @step

@@ -10,20 +10,17 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import UUID
 
 import psutil
 import pytest
-from prefect import get_client
-from prefect.client.schemas.objects import FlowRun
 from zenml import pipeline, step
 from zenml.client import Client
 from zenml.enums import ExecutionStatus
-from zenml.models import PipelineRunResponse
 from zenml.utils.run_utils import stop_run
 
 from stacks.orchestrator.flow_run import prefect_api
 from stacks.stack_file import ensure_active
+from tests.stacks.pipelines import flow_run_of, last_run
 
 STEPS = """
 import os, sys, time
@@ -106,15 +103,6 @@ def until_it_sleeps(process: "subprocess.Popen[str]") -> None:
         if "sleeping" in line:
             return
     pytest.fail(f"it ended early: {process.stderr.read()[-2000:] if process.stderr else ''}")
-
-
-def last_run(name: str) -> PipelineRunResponse:
-    return Client().list_pipeline_runs(pipeline=name, sort_by="desc:created", size=1, hydrate=True).items[0]
-
-
-def flow_run_of(run: PipelineRunResponse) -> FlowRun:
-    with get_client(sync_client=True) as client:
-        return client.read_flow_run(UUID(run.orchestrator_run_id))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

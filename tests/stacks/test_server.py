@@ -6,15 +6,24 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
 
-from stacks.orchestrator.server import ServerError, configured_url, ensure_server, public_url, start_server
+from stacks.orchestrator.server import (
+    ServerError,
+    configured_url,
+    ensure_server,
+    public_url,
+    require_answer,
+    start_server,
+)
 from stacks.orchestrator.tether import tethered
 
 USER = """
@@ -161,3 +170,41 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////no/such/folder/prefect.db")
     with pytest.raises(ServerError, match=r"(?s)ended with code [^0].*unable to open database file"):
         ensure_server(tmp_path / "home")
+
+
+class _Answering(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(int(self.path.split("/")[1]))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_configured_api_that_does_not_answer_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_answer(tmp_path)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PREFECT_API_URL", f"http://me:hunter2@127.0.0.1:{closed.getsockname()[1]}/api")
+        with pytest.raises(ServerError, match=r"^PREFECT_API_URL=http://127.* does not answer \(.*unset") as refused:
+            require_answer(tmp_path)
+        assert "hunter2" not in str(refused.value)
+        closed.listen()
+        begun = time.monotonic()
+        with pytest.raises(ServerError, match="does not answer"):
+            require_answer(tmp_path, seconds=0.5)
+        assert time.monotonic() - begun < 5
+
+
+def test_any_answer_of_a_configured_api_will_do_but_a_gateway_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for code in (200, 401, 404, 500):
+            monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/{code}")
+            require_answer(tmp_path)
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/503")
+        with pytest.raises(ServerError, match="HTTP 503"):
+            require_answer(tmp_path)
+        server.shutdown()

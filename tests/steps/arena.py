@@ -19,8 +19,7 @@ from typing import Any
 from models.config import ModelConfig
 from stacks import registry
 from stacks.home import clone_dir
-from steps.build import bento_version
-from steps.deploy import ARTIFACT_FOLDER, bento_file
+from steps.build import BENTO_FOLDER, bento_file, bento_version
 from steps.evaluate import Evaluation
 from steps.package import Package
 
@@ -164,7 +163,7 @@ class Arena:
             store.finalize_logged_model(logged.model_id, "READY")
             created = store.create_model_version(self.model, f"models:/{logged.model_id}", run_id=run.info.run_id)
             assert int(created.version) == number
-            registry.log_file(self.model, number, self.folder / bento_file(self.model, number), ARTIFACT_FOLDER)
+            registry.log_file(self.model, number, self.folder / bento_file(self.model, number), BENTO_FOLDER)
         self.count += count
 
     def _build(self, version: str) -> None:

@@ -98,4 +98,4 @@ def test_a_metric_that_no_fold_allows_is_said() -> None:
     lonely.folds[:] = np.arange(9) % 3
     assert lonely.score("logistic_regression", {}) >= 0
     with pytest.raises(DataError, match="roc_auc cannot be computed on any of 3 folds of 9 training rows"):
-        lonely._mean([None, None, None])
+        lonely.mean([None, None, None])

@@ -24,7 +24,7 @@ def _run(config: Any) -> Any:
     def data(
         ingest_part: dict[str, Any], validate_part: dict[str, Any], split_part: dict[str, Any], digest: str
     ) -> None:
-        raw, _ = ingest(ingest_part, "file", digest)
+        raw, _, _ = ingest(ingest_part, "file", digest)
         frame, _, _ = validate(validate_part, raw)
         split(split_part, frame)
 

@@ -68,8 +68,8 @@ def test_a_strangers_csv_gives_a_sound_yaml(drafted: str) -> None:
     assert drafted.startswith("# yaml-language-server: $schema=schema.json\n")
     assert (config.task, config.metric, config.target.labels) == ("classification", "roc_auc", ("no", "yes"))
     assert set(config.feature_names()) == {
-        "plan", "spend", "visits", "active", "sex", "flag", "signup_month", "signup_weekday", "last seen_month",
-        "last seen_weekday", "last seen_hour",
+        "plan", "spend", "visits", "active", "sex", "flag", "notes", "signup_month", "signup_weekday",
+        "last seen_month", "last seen_weekday", "last seen_hour",
     }  # fmt: skip
     types = {name: column.type for name, column in config.columns.items()}
     assert types["spend"] == "number" and types["visits"] == "integer" and types["active"] == "boolean"
@@ -78,7 +78,7 @@ def test_a_strangers_csv_gives_a_sound_yaml(drafted: str) -> None:
     assert config.columns["email"].personal and config.columns["sex"].sensitive
     assert config.columns["visits"].missing_values == ("unknown",)
     assert not {"version", "empty"} & set(config.columns)
-    for name in ("customer_id", "closed_reason", "notes"):
+    for name in ("customer_id", "closed_reason", "zip"):
         assert not config.columns[name].feature, name
     assert "tells the target by itself" in drafted and "seems to be an identifier" in drafted
     assert PERSON not in drafted, "no personal value"
@@ -161,6 +161,14 @@ def test_what_identifies_a_person_is_set_personal(name: str, values: list[str], 
 def test_a_repeated_identifier_keeps_its_rows_on_one_side(tmp_path: Path) -> None:
     text = _draft(tmp_path, shop_id=[1000 + i % 60 for i in range(200)])
     assert _config(text).split.column == "shop_id" and _config(text).split.by == "entity"
+
+
+def test_free_text_is_a_feature_and_codes_are_none(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    said = [" ".join(rng.choice(["late", "broken", "good", "thanks", "refund"], 8)) + f" {i}" for i in range(200)]
+    config = _config(_draft(tmp_path, complaint=said, label=[f"part {i}" for i in range(200)]))
+    assert config.columns["complaint"].type == config.columns["label"].type == "text"
+    assert config.feature_names() == ["a", "complaint"]
 
 
 def test_ordinary_columns_are_not_taken_for_identifiers_or_persons(tmp_path: Path) -> None:

@@ -12,12 +12,16 @@ from bentos.release import Release
 from models.errors import WorkError
 from stacks import registry, runs
 from stacks.home import clone_dir
+from stacks.ledger import open_ledger
 from steps.apart import apart
-from steps.build import build_bento, read_pins, requirements, unpack
-from steps.deploy import ARTIFACT_FOLDER, bento_file
-from steps.package import FOLDER, Package, package_release
+from steps.build import bento_file, build_bento, read_pins, requirements, unpack
+from steps.deploy import faults
+from steps.package import Package, package_release
+from steps.promote import decide, repair
+from steps.restore import is_lost, restore
 from steps.serve import Latency, compare, serving
 from tests.bentos.samples import write
+from tests.steps.arena import config_of, evaluation_of
 
 HEAVY = {"zenml", "prefect", "mlflow", "evidently", "great-expectations", "hyperopt", "shap", "xgboost", "pyarrow"}
 
@@ -66,10 +70,11 @@ def test_pins_are_read_by_their_markers(tmp_path: Path) -> None:
 
 
 def test_a_bento_holds_the_service_the_release_and_nothing_else(bento: Path, wine: Release, tmp_path: Path) -> None:
-    assert (bento.name, FOLDER) == (bento_file("wine", 7), ARTIFACT_FOLDER)
+    assert bento.name == bento_file("wine", 7)
     unpacked = unpack(bento, tmp_path)
     files = {path.relative_to(unpacked / "src").as_posix() for path in (unpacked / "src").rglob("*") if path.is_file()}
-    assert {name.partition("/")[0] for name in files} == {"bentos", "models", "release", "bentofile.yaml"}
+    assert {name.partition("/")[0] for name in files} == {"bentos", "models", "stacks", "release", "bentofile.yaml"}
+    assert {name for name in files if name.startswith("stacks/")} == {"stacks/__init__.py", "stacks/logs.py"}
     assert {name for name in files if name.startswith("models/")} == {
         "models/__init__.py",
         "models/config.py",
@@ -169,6 +174,29 @@ def test_a_package_that_did_not_pass_says_why_and_is_tried_again(
     monkeypatch.setattr(steps.package, "smoke_test", lambda *_: Latency(1.0, 2.0))
     again = package_release(release.directory, run, "accuracy")
     assert (again.version, again.smoke, again.p95_ms) == (failed.version, "passed", 2.0)
+
+
+def test_a_champion_deleted_from_mlflow_is_restored_from_its_bento(home: Path, tmp_path: Path) -> None:
+    release = write(tmp_path / "r", "heart_disease", "logistic_regression")
+    model = release.schema.model
+    package = package_release(release.directory, runs.start_run(model), "accuracy")
+    decide(config_of(model), evaluation_of(model, release_digest=release.digest), package)
+    repair(model)
+    assert not is_lost(model, package.version)
+    registry.delete_version(model, package.version)
+    assert is_lost(model, package.version)
+    assert is_lost(model, None), "there is no other to go back to"
+    with pytest.raises(WorkError, match=rf"gauntlet rollback {model} --to {package.version}` registers it again"):
+        repair(model)
+    entry = restore(model, why="somebody tidied up")
+    standing = open_ledger().standing(model)
+    assert entry.version == standing.champion != package.version
+    assert standing.states[package.version] == "retired"
+    assert registry.version(model, standing.champion).digest == release.digest
+    assert registry.aliases(model)["champion"] == standing.champion
+    assert faults(model, standing.champion) == []
+    assert repair(model) == ()
+    assert not is_lost(model, standing.champion)
 
 
 @pytest.mark.prove

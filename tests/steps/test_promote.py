@@ -241,7 +241,7 @@ def mortal(arena: Arena) -> Iterator[Callable[[int, str, int, int], int]]:
 
 def test_a_promotion_killed_before_any_write_is_repaired(arena: Arena, mortal: Callable[..., int]) -> None:
     _crown(arena, 1)
-    arena.add_versions(12)
+    arena.add_versions(20)
     champion, previous, nth, took_effect = 1, None, 0, 0
     while True:
         nth += 1

@@ -10,8 +10,8 @@ import pytest
 
 from bentos.frame import to_frame
 from models.config import ModelConfig, load_model
-from models.errors import DataError
-from steps.generators import heart_disease
+from models.errors import ConfigError, DataError
+from steps.generators import GENERATORS
 from steps.ingest import ingest_frame
 from steps.split import BUCKETS, bucket_of, content_hashes, in_test, row_hashes, split_frame
 from tests.steps.tables import make_config, make_table, write
@@ -75,7 +75,7 @@ def test_hashes_are_fixed_forever() -> None:
 
 
 def test_hashes_of_different_rows_differ_and_all_nans_are_one() -> None:
-    frame = to_frame(heart_disease(50_000, 3, {}), load_model("heart_disease").config.columns).frame
+    frame = to_frame(GENERATORS["heart_disease"].make(50_000, 3, {}), load_model("heart_disease").config.columns).frame
     names = list(frame.columns)
     same = pd.Series(content_hashes(frame, names)).duplicated().to_numpy()
     np.testing.assert_array_equal(same, frame.duplicated().to_numpy())
@@ -91,6 +91,74 @@ def test_an_entity_is_on_one_side_only() -> None:
     assert abs(chosen.mean() - 0.2) < 0.07
     with pytest.raises(DataError, match="1 of 5000 rows have no value"):
         in_test(_entity(), frame.assign(who=[np.nan, *frame["who"][1:]]))
+
+
+def _sites(**split: Any) -> ModelConfig:
+    columns = {"size": {"type": "number"}, "site": {"type": "category", "categories": list("abcd"), "feature": False}}
+    return make_config(columns=columns, split={"by": "entity", "column": "site", **split})
+
+
+def _site_rows(rows: int = 400) -> pd.DataFrame:
+    return _frame(rows)[["size", "y"]].assign(site=list("abcd") * (rows // 4))
+
+
+def test_of_few_declared_entities_a_share_is_tested_and_never_none() -> None:
+    """A plain hash leaves four entities at a share of 0.2 without a test row for 41 % of the seeds."""
+    frame, tested = _site_rows(), set()
+    for seed in range(60):
+        config = _sites().model_copy(update={"seed": seed})
+        chosen = in_test(config, frame)
+        (site,) = set(frame["site"][chosen])
+        assert chosen.sum() == 100
+        only = frame[frame["site"] == "a"]
+        assert (in_test(config, only) == (site == "a")).all(), "other rows do not matter"
+        tested.add(site)
+    assert tested == set("abcd")
+    assert in_test(_sites(test=0.5), frame).sum() == 200
+    assert in_test(_sites(test=0.01), frame).sum() == 100 and in_test(_sites(test=0.99), frame).sum() == 300
+
+
+def test_named_entities_are_the_test_set() -> None:
+    frame = _site_rows()
+    parts = split_frame(_sites(held_out=["b", "d"]), frame)
+    assert set(parts.test["site"]) == {"b", "d"} and set(parts.train["site"]) == {"a", "c"}
+    grown = pd.concat([frame, frame.assign(site="e")], ignore_index=True)
+    np.testing.assert_array_equal(in_test(_sites(held_out=["b", "d"]), grown)[:400], frame["site"].isin(["b", "d"]))
+    by_number = make_config(
+        columns={"size": {"type": "number"}, "site": {"type": "integer", "feature": False}},
+        split={"by": "entity", "column": "site", "held_out": ["2"]},
+    )
+    assert set(split_frame(by_number, frame.assign(site=[1.0, 2.0] * 200)).test["site"]) == {2.0}
+
+
+@pytest.mark.parametrize(
+    ("held_out", "said"),
+    [
+        (["mars"], r"1 of 1 values \('mars'\) are not in column 'site' \(there is: 'a', 'b', 'c', 'd'\)"),
+        (["a", "mars"], "1 of 2 values"),
+        (["a", "b", "c", "d"], "leaves 0 rows to train and 400 to test.*change split.held_out"),
+    ],
+)
+def test_held_out_that_leaves_nothing_is_refused(held_out: list[str], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        split_frame(_sites(held_out=held_out), _site_rows())
+
+
+def test_held_out_of_undeclared_values_names_none_of_the_data() -> None:
+    config = _entity().model_copy(update={"split": _sites(held_out=["w9"]).split.model_copy(update={"column": "who"})})
+    frame = _frame(400)[["size", "y"]].assign(who=[f"secret{i % 9}" for i in range(400)])
+    with pytest.raises(DataError, match="there is: 9 values") as refused:
+        split_frame(config, frame)
+    assert "secret" not in str(refused.value)
+    personal = config.model_copy(update={"columns": _entity(personal=True).columns})
+    with pytest.raises(ConfigError, match="column 'who' is personal"):
+        split_frame(personal, frame)
+
+
+def test_a_hash_without_a_test_entity_points_to_held_out() -> None:
+    frame = _frame(400)[["size", "y"]].assign(who="w1")
+    with pytest.raises(DataError, match=r"or name entities in split\.held_out"):
+        split_frame(_entity(), frame)
 
 
 def test_a_personal_entity_is_split_without_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +219,7 @@ def test_a_million_rows_are_placed_in_seconds_not_minutes() -> None:
     import time
 
     config = load_model("heart_disease").config
-    frame = to_frame(heart_disease(200_000, 1, {}), config.columns).frame
+    frame = to_frame(GENERATORS["heart_disease"].make(200_000, 1, {}), config.columns).frame
     started = time.process_time()
     row_hashes(config, frame, "test")
     assert time.process_time() - started < 1.0

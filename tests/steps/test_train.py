@@ -195,8 +195,8 @@ def test_a_booster_is_fitted_and_scored_the_same_in_any_order_of_imports(tmp_pat
 def test_what_cannot_be_trained_is_said() -> None:
     _, frame = noise(60)
     words = toy({"a": {"type": "number"}, "essay": {"type": "text"}})
-    with pytest.raises(ConfigError, match=r"columns.essay: no family reads text; set `feature: false`"):
-        fit_family(words, "xgboost", {}, frame.assign(essay="x"))
+    with pytest.raises(DataError, match="column 'essay': no term occurs in 2 of 60 texts"):
+        fit_family(words, "xgboost", {}, frame.assign(essay=""))
     nothing = toy({"a": {"type": "number", "feature": False}})
     with pytest.raises(ConfigError, match="no column is left that the model may see"):
         fit_family(nothing, "xgboost", {}, frame)

@@ -18,9 +18,15 @@ from steps.tune import TuningResult, search, tune_model
 from tests.steps.learning import configured, noise, quick, rows_of, searching
 
 
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is replaced here is not replaced in other processes; test_scorers shows that those change nothing."""
+    monkeypatch.setattr(tune, "WORTH_SECONDS", 1e9)
+
+
 def score_by(monkeypatch: pytest.MonkeyPatch, score: Any) -> None:
-    """Let configurations score what `score(family, params)` says; the search itself is real."""
-    monkeypatch.setattr(CrossValidation, "score", lambda _, family, params, before_fit=None: score(family, params))
+    """Let configurations score on every fold what `score(family, params)` says; the search itself is real."""
+    monkeypatch.setattr(CrossValidation, "fold_score", lambda _, number, family, params: score(family, params))
 
 
 def test_the_same_seed_gives_the_same_search_and_another_seed_another() -> None:
@@ -92,9 +98,11 @@ def test_smaller_is_better_where_the_metric_says_so(monkeypatch: pytest.MonkeyPa
 
 
 def test_patience_ends_the_search_that_many_trials_after_the_last_gain(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([0.5, 0.6, 0.7, *[0.7] * 50])
-    score_by(monkeypatch, lambda family, params: next(scores))
-    config = configured("wine", tuning={"trials": 50, "patience": 4})
+    config = configured("wine", tuning={"trials": 50, "patience": 4, "early_stopping": None})
+    sampler = Sampler(candidates(config), config.seed, maximise=True)
+    second = sampler.propose(0), sampler.propose(1)
+    gains = {str(family_and_params): 0.6 + 0.1 * place for place, family_and_params in enumerate(second)}
+    score_by(monkeypatch, lambda family, params: gains.get(str((family, params)), 0.5))
     result = search(config, rows_of("wine").train)
     assert (result.stopped_by, result.trials, result.cv_score) == ("patience", 6, 0.7)
 
@@ -117,7 +125,7 @@ def test_time_ends_the_search_and_what_it_interrupts_does_not_count(monkeypatch:
     result = search(quick(trials=50, seconds=30), rows_of("wine").train)
     assert result.stopped_by == "seconds"
     assert 1 <= result.trials < 10
-    assert all(trial.score is not None for trial in result.history)
+    assert all(trial.score is not None or trial.dropped_after for trial in result.history)
 
 
 def test_a_configuration_that_cannot_be_fitted_is_a_failed_trial(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +192,6 @@ def test_every_fit_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (
         sklearn.linear_model.LogisticRegression,
         sklearn.ensemble.RandomForestClassifier,
-        xgboost.XGBClassifier,
     ):
         real = kind.fit
 
@@ -194,6 +201,13 @@ def test_every_fit_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
             return real(self, *given, **named)
 
         monkeypatch.setattr(kind, "fit", fit)
+    real_train = xgboost.train
+
+    def learn(params: Any, *given: Any, **named: Any) -> Any:
+        seen.append(("XGBClassifier", max(pool["num_threads"] for pool in threadpool_info()), params["n_jobs"]))
+        return real_train(params, *given, **named)
+
+    monkeypatch.setattr(xgboost, "train", learn)
     search(quick(trials=10), rows_of("wine").train)
     assert {name for name, _, _ in seen} == {"LogisticRegression", "RandomForestClassifier", "XGBClassifier"}
     assert {(threads, jobs) for name, threads, jobs in seen if name != "LogisticRegression"} == {(1, 1)}
@@ -219,7 +233,13 @@ def test_a_search_is_recorded_with_nested_runs(caplog: pytest.LogCaptureFixture)
     nested = store.search_runs(
         [runs.experiment_id("recorded")], f"tags.`mlflow.parentRunId` = '{result.mlflow_run_id}'", max_results=50
     )
-    assert sorted(run.data.metrics["cv_accuracy"] for run in nested) == sorted(t.score for t in result.history)
+    scored = {trial.number: trial.score for trial in result.history if trial.score is not None}
+    assert {
+        int(run.info.run_name.split("-")[1]): run.data.metrics["cv_accuracy"]
+        for run in nested
+        if "cv_accuracy" in run.data.metrics
+    } == scored
+    assert len(nested) == result.trials
     assert {run.data.params["family"] for run in nested} == {t.family for t in result.history}
     assert "tuning: 10 of 10, best accuracy" in caplog.text
     assert "plain linear 0." in caplog.text and "dummy 0." in caplog.text

@@ -54,7 +54,7 @@ def test_the_real_heart_disease_rows_pass(shared_data: Path, monkeypatch: pytest
     made, real = ingest_frame(config).frame, ingest_frame(config, "real").frame
     report = validate_frame(config, real, made)
     assert not report.failed("critical") and report.score > 95
-    assert sum(check.name == "drift" for check in report.checks) == 14
+    assert sum(check.name == "drift" for check in report.checks) == 15
 
 
 def test_every_kind_of_check_is_in_the_report_of_a_plain_frame(tmp_path: Path) -> None:

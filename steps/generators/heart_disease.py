@@ -1,17 +1,14 @@
-"""Seeded generators of raw rows, for models whose data cannot ship with the code."""
+"""Patients like those of the four hospitals of UCI 45 (Heart Disease)."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from models.config import SyntheticSource
-from models.errors import ConfigError
-from steps.read import names_text, near
+from steps.generators.draws import Array, choose
+from steps.generators.knobs import Generator, empty, relabel, shift, spike
 
-Generator = Callable[[int, int, Mapping[str, float]], pd.DataFrame]
-_Array = np.ndarray[Any, Any]
+SITES = ("cleveland", "hungarian", "switzerland", "va")
 
 # Published summary figures of the four hospitals (UCI 45): cleveland, hungarian, switzerland, va.
 _SITES = np.array([303, 294, 123, 200]) / 920
@@ -36,11 +33,11 @@ _MISSING = {
     "thal": (0.007, 0.89, 0.42, 0.82),
 }
 _NO_EXERCISE = (0.0, 0.003, 0.012, 0.265)  # blood pressure, heart rate, angina and ST depression go missing together
-_KNOBS = {"noise": 0.07, "older": 0.0, "sicker": 0.0}
+_UNMEASURED = {"chol": 0.0, "trestbps": 0.0}
 
 
-def heart_disease(rows: int, seed: int, knobs: Mapping[str, float]) -> pd.DataFrame:
-    """Patients like those of the four hospitals of UCI 45: columns, types, missing pattern and class mix.
+def patients(rows: int, seed: int, knobs: Mapping[str, float]) -> pd.DataFrame:
+    """Draw patients: columns, types, missing pattern and class mix of the real set.
 
     Drawn from published marginal and conditional figures, column by column given hospital, severity and age; no row
     of the real set is used. The order of the draws is part of the contract: the same seed gives the same rows.
@@ -48,38 +45,30 @@ def heart_disease(rows: int, seed: int, knobs: Mapping[str, float]) -> pd.DataFr
     Args:
         rows: Number of rows.
         seed: Seed of numpy's PCG64.
-        knobs: `noise` share of patients whose findings are those of the other class (default 0.07);
-            `older` years added to every age; `sicker` share of healthy patients made ill (0 to 1).
+        knobs: `noise` share of patients whose findings are those of the other class; `older` years added to every
+            age; `sicker` share of healthy patients made ill (0 to 1).
 
     Returns:
-        The 13 findings and `num` (0 healthy, 1 to 4 diseased); missing is NaN, or 0 in `chol` and `trestbps`.
-
-    Raises:
-        ConfigError: A knob is unknown.
+        The 13 findings, `num` (0 healthy, 1 to 4 diseased) and the hospital; missing is NaN, or 0 in `chol` and
+        `trestbps`.
     """
-    for name in knobs:
-        if name not in _KNOBS:
-            raise ConfigError(
-                f"generator 'heart_disease': unknown knob '{name}'{near(name, _KNOBS)} (there is: {names_text(_KNOBS)})"
-            )
-    knob = {**_KNOBS, **knobs}
     rng = np.random.default_rng(seed)
-    site = _draw(rng, np.broadcast_to(_SITES, (1, 4)), np.zeros(rows, dtype=np.int64))
-    num = _draw(rng, _NUM, site)
-    num = np.where((num == 0) & (rng.random(rows) < knob["sicker"]), 1, num)
-    seems = np.where(rng.random(rows) < knob["noise"], np.where(num > 0, 0, 1), num)
+    site = choose(rng, np.broadcast_to(_SITES, (1, 4)), np.zeros(rows, dtype=np.int64))
+    num = choose(rng, _NUM, site)
+    num = np.where((num == 0) & (rng.random(rows) < knobs["sicker"]), 1, num)
+    seems = np.where(rng.random(rows) < knobs["noise"], np.where(num > 0, 0, 1), num)
     ill = (seems > 0).astype(np.int64)
-    age = _AGE[site] + 2.2 * ill + 1.2 * seems + knob["older"] + rng.normal(0, 8.0, rows)
+    age = _AGE[site] + 2.2 * ill + 1.2 * seems + knobs["older"] + rng.normal(0, 8.0, rows)
     age = np.clip(np.rint(age), 28, 100)
     frame = pd.DataFrame({"age": age.astype(np.int64)})
     frame["sex"] = (rng.random(rows) < _MEN[site, ill]).astype(np.int64)
-    frame["cp"] = 1 + _draw(rng, _CHEST_PAIN, ill)
+    frame["cp"] = 1 + choose(rng, _CHEST_PAIN, ill)
     pressure = 129.5 + 0.5 * (age - 50) + 1.5 * ill + rng.normal(0, 17.5, rows)
     frame["trestbps"] = np.clip(2 * np.rint(pressure / 2), 80, 220)
     chol = np.exp(np.log(234 + 14 * ill) + rng.normal(0, 0.225, rows))
     frame["chol"] = np.clip(np.rint(chol), 85, 650)
     frame["fbs"] = (rng.random(rows) < np.clip(_SUGAR[site] * np.where(seems > 1, 1.5, 0.9), 0, 1)).astype(float)
-    frame["restecg"] = _draw(rng, _RESTING_ECG, site).astype(float)
+    frame["restecg"] = choose(rng, _RESTING_ECG, site).astype(float)
     rate = 157 - 0.75 * (age - 50) - 13 * ill - _HEART_RATE[site] + rng.normal(0, 19.5, rows)
     frame["thalach"] = np.clip(np.rint(rate), 60, 210)
     frame["exang"] = (rng.random(rows) < np.where(ill, 0.57, 0.13)).astype(float)
@@ -88,38 +77,14 @@ def heart_disease(rows: int, seed: int, knobs: Mapping[str, float]) -> pd.DataFr
     signed = np.where((site >= 2) & (rng.random(rows) < 0.04), -depth / 2, depth)
     oldpeak = np.round(np.clip(np.where(depressed, signed, 0.0), -3, 6.5), 1)
     frame["oldpeak"] = oldpeak + 0.0
-    frame["slope"] = 1.0 + _draw(rng, _SLOPE, ((oldpeak > 0.4) | (rng.random(rows) < 0.35 * ill)).astype(np.int64))
-    frame["ca"] = _draw(rng, _VESSELS, seems).astype(float)
-    frame["thal"] = np.array([3.0, 6.0, 7.0])[_draw(rng, _THAL, seems)]
+    frame["slope"] = 1.0 + choose(rng, _SLOPE, ((oldpeak > 0.4) | (rng.random(rows) < 0.35 * ill)).astype(np.int64))
+    frame["ca"] = choose(rng, _VESSELS, seems).astype(float)
+    frame["thal"] = np.array([3.0, 6.0, 7.0])[choose(rng, _THAL, seems)]
     frame["num"] = num
-    return _with_gaps(frame, site, rng)
+    return _with_gaps(frame, site, rng).assign(site=np.array(SITES, dtype=object)[site])
 
 
-GENERATORS: Mapping[str, Generator] = {"heart_disease": heart_disease}
-
-
-def generate(source: SyntheticSource) -> pd.DataFrame:
-    """The rows of a synthetic source.
-
-    Raises:
-        ConfigError: No generator has that name, or a knob is unknown.
-    """
-    if source.generator not in GENERATORS:
-        raise ConfigError(
-            f"source '{source.name}': unknown generator '{source.generator}'{near(source.generator, GENERATORS)} "
-            f"(there is: {names_text(GENERATORS)})"
-        )
-    return GENERATORS[source.generator](source.rows, source.seed, source.knobs)
-
-
-def _draw(rng: np.random.Generator, table: _Array, given: _Array) -> _Array:
-    """One column index per row, with the probabilities of the table's row `given`."""
-    ladder = np.cumsum(table, axis=1)[:, :-1]
-    u = rng.random(len(given))
-    return (u[:, None] >= ladder[given]).sum(axis=1)
-
-
-def _with_gaps(frame: pd.DataFrame, site: _Array, rng: np.random.Generator) -> pd.DataFrame:
+def _with_gaps(frame: pd.DataFrame, site: Array, rng: np.random.Generator) -> pd.DataFrame:
     """Take values away as each hospital did; cholesterol that was not measured is 0."""
     rows = len(frame)
     gaps = {name: rng.random(rows) < np.array(shares)[site] for name, shares in _MISSING.items()}
@@ -131,3 +96,15 @@ def _with_gaps(frame: pd.DataFrame, site: _Array, rng: np.random.Generator) -> p
     holed["chol"] = holed["chol"].mask(unmeasured, 0.0)
     holed["trestbps"] = holed["trestbps"].mask(rng.random(rows) < 0.001, 0.0)
     return frame.assign(**holed)
+
+
+GENERATOR = Generator(
+    draw=patients,
+    own={"noise": 0.07, "older": 0.0, "sicker": 0.0},
+    effects={
+        "drift": shift("age", "trestbps", "chol", "oldpeak", unmeasured=_UNMEASURED),
+        "bias": relabel("num", dict.fromkeys((1, 2, 3, 4), 0), group=("sex", 0)),
+        "missing": empty("trestbps", "chol", "thalach", "oldpeak", "fbs", "exang"),
+        "outliers": spike("trestbps", "chol", "thalach", "oldpeak", unmeasured=_UNMEASURED),
+    },
+)

@@ -1,0 +1,66 @@
+"""One attempt at a step, the same wherever it runs: measured, recorded, and never left waiting for a retry."""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from zenml.client import Client
+from zenml.enums import ExecutionStatus
+from zenml.exceptions import RunInterruptedException, RunStoppedException
+from zenml.execution.step.utils import launch_step
+from zenml.logger import logging_context
+from zenml.orchestrators import publish_utils
+from zenml.steps.heartbeat import StepHeartBeatTerminationException
+
+from stacks.orchestrator.resources import attach, measured
+
+if TYPE_CHECKING:
+    from zenml.models import PipelineSnapshotResponse, StepRunResponse
+
+STOPS = (RunStoppedException, RunInterruptedException, StepHeartBeatTerminationException)
+
+step_begins: ContextVar[Callable[[UUID], None] | None] = ContextVar("prefect_orchestrator_step_begins", default=None)
+"""Told the id of ZenML's record of the step when its function is about to run here."""
+
+
+def attempt(snapshot: "PipelineSnapshotResponse", name: str, orchestrator_run_id: str) -> "StepRunResponse":
+    """Run a step of a static pipeline once, here, and write down what it used.
+
+    Args:
+        snapshot: The pipeline's snapshot, with at least this step's configuration.
+        name: Name of the step.
+        orchestrator_run_id: The same for all steps of the run and their retries.
+
+    Returns:
+        ZenML's record of the step, which may have been cached.
+
+    Raises:
+        BaseException: What the step raised; one of `STOPS` when somebody stopped it.
+    """
+    try:
+        with measured() as usage, logging_context(step=name):
+            step_run = launch_step(
+                snapshot=snapshot,
+                step=snapshot.step_configurations[name],
+                orchestrator_run_id=orchestrator_run_id,
+                # Prefect retries, so that its record of the task run has them.
+                retry=False,
+            )
+    except Exception as error:
+        if isinstance(error, STOPS):
+            end_retries(snapshot, name)
+        raise
+    except BaseException:
+        end_retries(snapshot, name)
+        raise
+    attach(step_run, usage())
+    return step_run
+
+
+def end_retries(snapshot: "PipelineSnapshotResponse", step_name: str) -> None:
+    """Stop a step that ZenML holds for one that is about to be retried, when the run was interrupted instead."""
+    steps = Client().list_run_steps(name=step_name, snapshot_id=snapshot.id, status=ExecutionStatus.RETRYING)
+    for step_run in steps.items:
+        # ZenML turns a failure into "retrying" as long as retries are left.
+        publish_utils.publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPED)
