@@ -2,13 +2,11 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -39,6 +37,7 @@ from stacks.orchestrator.flow_run import (
     prefect_api,
     read_states,
 )
+from stacks.orchestrator.interrupt import remembered_interrupt
 from stacks.orchestrator.running import bury, marked, process_of
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ class PrefectOrchestrator(BaseOrchestrator):
                 self._publish_link(placeholder_run)
                 raise
             try:
-                with setup_execution_context(), _remembered_interrupt() as interrupted:
+                with setup_execution_context(), remembered_interrupt() as interrupted:
                     self._run_steps(snapshot, step_environments, settings, interrupted)
             finally:
                 self.run_cleanup_hook(snapshot=snapshot)
@@ -287,7 +286,7 @@ class PrefectOrchestrator(BaseOrchestrator):
 
         active = _active.get()
         assert active is not None
-        with setup_execution_context(), _remembered_interrupt() as interrupted:
+        with setup_execution_context(), remembered_interrupt() as interrupted:
             first = next(iter(snapshot.step_configurations.values()))
             # As its first step would; done here, eight first steps need not agree on who does it.
             run, begun = StepLauncher(snapshot, first, active.orchestrator_run_id)._create_or_reuse_run()
@@ -345,31 +344,6 @@ def _raise_first(failed: Mapping[str, Exception]) -> None:
         first = next(iter(failed.values()))
         reason = f"{type(first).__name__}: {str(first)[:500]}"
         raise RuntimeError(f"Pipeline run has failed in step(s) {', '.join(failed)}: {reason}") from first
-
-
-@contextmanager
-def _remembered_interrupt() -> Iterator[Callable[[], bool]]:
-    """Tell whether Ctrl-C came: Python drops its exception where it hits a finalizer or a collector's callback."""
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield lambda: False
-        return
-    seen = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        seen.set()
-        previous(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield seen.is_set
-    except Exception as error:
-        # What it interrupted may have failed in words of its own: a request, a transaction.
-        if seen.is_set() and not isinstance(error, STOPS):
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from zenml.config.schedule import Schedule
 from zenml.enums import ExecutionMode, ExecutionStatus
 from zenml.execution.pipeline.utils import submit_pipeline
 from zenml.models import PipelineRunResponse
+from zenml.orchestrators import signal_handler
 from zenml.pipelines.run_utils import create_placeholder_run
 
 from stacks.orchestrator.flavor import PrefectOrchestratorSettings
@@ -486,3 +488,21 @@ def test_an_interrupt_that_a_step_loses_still_ends_the_run(trace: Callable[[], l
     assert run.status.is_finished and not run.status.is_successful
     state = flow_run_of(run).state
     assert state is not None and state.is_final() and not state.is_completed()
+
+
+def test_ctrl_c_while_zenml_puts_its_handler_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def and_then_the_signal(number: int, handler: Any) -> Any:
+        previous = signal.signal(number, handler)
+        if number == signal.SIGINT:
+            os.kill(os.getpid(), signal.SIGINT)
+        return previous
+
+    in_place = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(signal_handler, "signal", SimpleNamespace(signal=and_then_the_signal))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            swallowing()
+    finally:
+        signal.signal(signal.SIGINT, in_place)
+    state = flow_run_of(last_run("swallowing")).state
+    assert state is not None and state.is_crashed()
