@@ -4,9 +4,13 @@ import atexit
 import functools
 import gc
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -36,21 +40,43 @@ def reported(function: Callable[..., int | None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(*args: Any, **options: Any) -> None:
-        try:
-            _speak()
-            code = function(*args, **options) or 0
-        except (typer.Exit, typer.Abort):
-            raise
-        except KeyboardInterrupt:
-            code = _fail("interrupted; the champion is as before, the same command starts again", 130, options)
-        except GauntletError as error:
-            code = _fail(str(error), error.exit_code, options)
-        except Exception as error:
-            hint = "" if options.get("debug") else " (--debug shows the traceback)"
-            code = _fail(f"{type(error).__name__}: {bounded(str(error), 800)}{hint}", 1, options)
+        with _ctrl_c_remembered() as pressed:
+            try:
+                _speak()
+                code = function(*args, **options) or 0
+            except (typer.Exit, typer.Abort):
+                raise
+            except (KeyboardInterrupt, Exception) as error:
+                if pressed() or isinstance(error, KeyboardInterrupt):
+                    code = _fail("interrupted; the champion is as before, the same command starts again", 130, options)
+                elif isinstance(error, GauntletError):
+                    code = _fail(str(error), error.exit_code, options)
+                else:
+                    hint = "" if options.get("debug") else " (--debug shows the traceback)"
+                    code = _fail(f"{type(error).__name__}: {bounded(str(error), 800)}{hint}", 1, options)
         raise typer.Exit(code)
 
     return command
+
+
+@contextmanager
+def _ctrl_c_remembered() -> Iterator[Callable[[], bool]]:
+    """Tell whether Ctrl-C was pressed: what it interrupts may fail in words of its own, a request for example."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield lambda: False
+        return
+    seen = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.set()
+        previous(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _speak() -> None:
