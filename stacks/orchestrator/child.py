@@ -175,7 +175,9 @@ def _take_place(job: dict[str, Any], channel: Channel) -> None:
         root.removeHandler(handler)
     root.addHandler(RecordSender(channel))
     for name, level in job["levels"].items():
-        logging.getLogger(name).setLevel(level)
+        # Setting a level forgets what all loggers have found out about theirs.
+        if (each := logging.getLogger(name)).level != level:
+            each.setLevel(level)
 
 
 def _run(job: dict[str, Any], channel: Channel) -> None:

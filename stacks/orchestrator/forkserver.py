@@ -27,14 +27,21 @@ from typing import Any
 
 COMMAND = struct.Struct("!cQi")
 # What every step needs: importing it takes seconds, a fork of what has imported it some milliseconds.
-ALWAYS = (
-    "stacks.orchestrator.child",
-    "stacks.orchestrator.orchestrator",
+OURS = ("stacks.orchestrator.child", "stacks.orchestrator.orchestrator")
+INSTALLED = (
     "zenml.zen_stores.sql_zen_store",
     "zenml.zen_stores.rest_zen_store",
     "zenml.artifact_stores.local_artifact_store",
+    "zenml.alerter",
+    "zenml.annotators",
+    "zenml.data_validators",
     "zenml.deployers",
+    "zenml.execution.utils",
+    "zenml.feature_stores",
     "zenml.log_stores.artifact.artifact_log_exporter",
+    "zenml.sandboxes",
+    "zenml.step_operators",
+    "zenml.zen_stores.migrations.backup.sqlalchemy",
     "sqlalchemy.dialects.sqlite",
 )
 
@@ -159,8 +166,15 @@ class Forkserver:
                 channel.sendall(b"\n" + json.dumps(line).encode() + b"\n")
 
 
+def _import_installed() -> None:
+    """What is the same for all runs, wherever the caller has this package from: begun before anybody asks."""
+    for name in INSTALLED:
+        importlib.import_module(name)
+
+
 def _import_all(wanted: dict[str, Any]) -> None:
-    for name in ALWAYS:
+    _import_installed()
+    for name in OURS:
         importlib.import_module(name)
     import zenml.models
     from pydantic import BaseModel
@@ -216,4 +230,6 @@ def _signal_group(process: int, number: int) -> bool:
 
 
 if __name__ == "__main__":
-    Forkserver(socket.socket(fileno=int(sys.argv[1]))).serve()
+    server = Forkserver(socket.socket(fileno=int(sys.argv[1])))
+    _try(_import_installed)
+    server.serve()

@@ -136,6 +136,10 @@ class PrefectOrchestrator(BaseOrchestrator):
             BaseException: What the failed step raised, in fail-fast mode.
         """
         settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
+        if self.config.max_parallel > 1:
+            from stacks.orchestrator.pool import warm_up
+
+            warm_up()
 
         def work() -> None:
             if self.config.max_parallel > 1:

@@ -24,7 +24,7 @@ from stacks.orchestrator.attempt import end_retries
 from stacks.orchestrator.failure import StepFailed, rebuilt
 from stacks.orchestrator.flow_run import StepStates, TaskPolicy
 from stacks.orchestrator.orchestrator import Active, delays, final_state, task_key
-from stacks.orchestrator.pool import Job, PoolError, Wanted, name_of_signal, pool_for
+from stacks.orchestrator.pool import Job, Pool, PoolError, Wanted, name_of_signal, pool_for
 from stacks.orchestrator.schedule import Schedule
 from stacks.orchestrator.step_log import StepLog
 
@@ -70,6 +70,8 @@ class ParallelRun:
         )
         self._states = StepStates()
         self._jobs: dict[str, Job] = {}
+        self._pool: Pool | None = None
+        self._pool_lock = threading.Lock()
         self._stopping = False
         self._lock = threading.Lock()
 
@@ -128,8 +130,15 @@ class ParallelRun:
         logger.info("Using cached version of step `%s`.", name)
         return True
 
+    def _warm_pool(self) -> Pool:
+        """The pool of this run: looked at for changed files once, started anew should it have ended meanwhile."""
+        with self._pool_lock:
+            if self._pool is None or not self._pool.alive():
+                self._pool = pool_for(self._wanted)
+            return self._pool
+
     def _in_process(self, name: str, log: StepLog) -> str:
-        pool = pool_for(self._wanted)
+        pool = self._warm_pool()
         with self._lock:
             if self._stopping:
                 raise RunStoppedException(f"step '{name}' was not started: the run is being stopped")

@@ -225,13 +225,21 @@ _pools: list[Pool] = []
 _current: dict[tuple[tuple[str, str], ...], Pool] = {}
 
 
+def warm_up() -> None:
+    """Have the warm server of this process started, without waiting until it has imported anything."""
+    key = _environment_at_import()
+    with _guard:
+        if (pool := _current.get(key)) is None or not pool.alive():
+            _current[key] = _started(bare=False)
+
+
 def pool_for(wanted: Wanted) -> Pool:
     """The warm server of this process, started if need be, with what is wanted imported.
 
     Raises:
         PoolError: It cannot be started.
     """
-    key = tuple(sorted(item for item in os.environ.items() if item[0].startswith(AT_IMPORT)))
+    key = _environment_at_import()
     with _guard:
         pool = _current.get(key)
         for _ in range(3):
@@ -250,6 +258,10 @@ def pool_for(wanted: Wanted) -> Pool:
                 logger.warning("Importing the steps starts %s: each process of a step imports them anew.", reason)
             pool = _started(bare)
     raise PoolError(f"the process that steps are forked from cannot be kept fresh ({reason})")
+
+
+def _environment_at_import() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(item for item in os.environ.items() if item[0].startswith(AT_IMPORT)))
 
 
 def _started(bare: bool) -> Pool:
