@@ -90,8 +90,8 @@ class Scorers:
 
     @property
     def room(self) -> int:
-        """How many more tasks can be worked on at once."""
-        return self._count - len(self._waiting) - sum(worker.task is not None for worker in self._workers)
+        """How many more tasks to have: one for each worker, and one that waits, so that none waits for us."""
+        return 2 * self._count - len(self._waiting) - sum(worker.task is not None for worker in self._workers)
 
     @property
     def busy(self) -> bool:
