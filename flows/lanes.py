@@ -22,7 +22,7 @@ from models.errors import WorkError, bounded
 from stacks.home import clone_dir
 
 LANE = "flows.lane"
-MODELS_A_LANE = 40
+MODELS_A_LANE = 60
 _TAIL_LINES = 20
 
 

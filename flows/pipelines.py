@@ -39,7 +39,7 @@ def train_pipeline(
     tuning = tune(parts["tune"], training)
     release = train(parts["train"], training, tuning, data_digest)
     evaluation = evaluate(parts["evaluate"], release, training, test, report, champion)
-    return evaluation, package(parts["package"], release, evaluation)
+    return evaluation, package(release, evaluation)
 
 
 @pipeline(name="release", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)

@@ -7,6 +7,9 @@ from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
+from zenml.client import Client
+from zenml.utils import source_utils
+from zenml.utils.pagination_utils import depaginate
 
 from flows.console import use_logging
 from flows.pipelines import release_pipeline, train_pipeline
@@ -16,6 +19,7 @@ from flows.usage import log_usages, step_usages
 from models.config import ModelConfig
 from models.errors import ConfigError, WorkError
 from stacks import registry
+from stacks.home import clone_dir
 from stacks.installed import remember_installed
 from stacks.ledger import current_actor, open_ledger
 from stacks.runs import log_run
@@ -37,7 +41,7 @@ def step_parts(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """For each step of the train pipeline, the part of `config` that its answer depends on."""
     whole = config.model_dump(mode="json")
     parts = {step: config.part(*keys) for step, keys in STEP_PARTS.items()}
-    return {**dict.fromkeys(("train", "evaluate", "package"), whole), **parts}
+    return {**dict.fromkeys(("train", "evaluate"), whole), **parts}
 
 
 @flow(name="train", flow_run_name="train-{model}", validate_parameters=False)
@@ -68,6 +72,8 @@ def train(
 def _train(model: str, source: str | None, overrides: Sequence[str], why: str, actor: str) -> dict[str, Any]:
     started = time.monotonic()
     remember_installed()
+    # Where ZenML otherwise looks for a repository anew, in this folder and all above, for each function and type.
+    source_utils.set_custom_source_root(str(clone_dir()))
     stack = ensure_active()
     config = resolve_model(model, overrides, stack).config
     use_logging(config.logging, model=model, prefect_flow_run_id=str(flow_run.id))
@@ -107,7 +113,7 @@ def _reference(model: str, champion: int | None, digest: str) -> int | None:
 
 @dataclass(frozen=True)
 class _Run:
-    """A ZenML run that is over; ZenML asks its store again whenever a run's steps are looked at."""
+    """A ZenML run that is over, and all that is known of its steps: ZenML asks its store anew each time."""
 
     id: Any
     steps: Mapping[str, Any]
@@ -118,7 +124,8 @@ def _finished(run: Any) -> _Run:
         raise ConfigError("the active stack's orchestrator answers before the run is over; follow it in Prefect")
     if not run.status.is_successful:
         raise WorkError(f"the ZenML run {run.name} ended as {run.status}; `zenml pipeline runs list` shows it")
-    return _Run(run.id, run.steps)
+    steps = depaginate(Client().list_run_steps, pipeline_run_id=run.id, exclude_retried=True, hydrate=True)
+    return _Run(run.id, {step.name: step for step in steps})
 
 
 def _output(run: _Run, step: str) -> Any:

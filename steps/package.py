@@ -5,7 +5,7 @@ import logging
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from zenml import step
@@ -99,11 +99,7 @@ def package_release(release_dir: Path, run_id: str, metric: str) -> Package:
 
 
 @step(enable_cache=False)
-def package(
-    config: dict[str, Any],  # noqa: ARG001 - the part of the configuration that the run's record shows
-    release: Path,
-    evaluation: Evaluation,
-) -> Annotated[Package, "package"]:
+def package(release: Path, evaluation: Evaluation) -> Annotated[Package, "package"]:
     """Package the Release in `release`; see `package_release`."""
     return package_release(release, evaluation.mlflow_run_id, evaluation.metric)
 
