@@ -7,54 +7,15 @@ process that the others are forked from, is not counted. The ratio is the median
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from stacks.home import environment
+from benchmarks._stacks import add_stacks, in_turn, own_home
 
 LIMIT = 0.6
 STACKS = {"zenml": "zenml local", "parallel": "prefect, parallel"}
-
-
-def prepare(home: Path) -> None:
-    """Give this process a home of its own, with two stacks that are equal but for the orchestrator."""
-    os.environ.update(environment(home))
-    os.environ |= {"ZENML_LOGGING_VERBOSITY": "WARN", "PREFECT_LOGGING_LEVEL": "WARNING"}
-    (home / "mlflow").mkdir(parents=True)
-    from zenml.client import Client
-    from zenml.enums import StackComponentType
-    from zenml.models import StackRequest
-
-    from benchmarks.noop import WIDTH
-    from stacks.stack_file import apply
-
-    apply("local")
-    client = Client()
-    kind = StackComponentType.ORCHESTRATOR
-    ours = client.create_stack_component("parallel", "prefect", kind, {"max_parallel": WIDTH})
-    orchestrators = {"zenml": client.get_stack_component(kind, "default").id, "parallel": ours.id}
-    shared = {each: [part.id for part in parts] for each, parts in client.get_stack("local").components.items()}
-    for name, orchestrator in orchestrators.items():
-        client.zen_store.create_stack(StackRequest(name=name, components={**shared, kind: [orchestrator]}))
-
-
-def measure(run: Callable[[], object], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run by stack; the first of each is the one that is not counted."""
-    from zenml.client import Client
-
-    seconds: dict[str, list[float]] = {name: [] for name in STACKS}
-    for _ in range(rounds + 1):
-        for name, times in seconds.items():
-            Client().activate_stack(name)
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-    return seconds
 
 
 def main() -> int:
@@ -63,10 +24,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gauntlet-bench-") as folder:
-        prepare(Path(folder))
-        from benchmarks.noop import fan_out
+        own_home(Path(folder))
+        from benchmarks.noop import WIDTH, fan_out
 
-        seconds = measure(fan_out, given.rounds)
+        add_stacks({"zenml": None, "parallel": {"max_parallel": WIDTH}})
+        seconds = in_turn(fan_out, tuple(STACKS), 1 + given.rounds)
     first = {name: times.pop(0) for name, times in seconds.items()}
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     ratio = statistics.median(ours / theirs for ours, theirs in zip(seconds["parallel"], seconds["zenml"], strict=True))
