@@ -86,7 +86,7 @@ def _survives(place: Place, steps: Sequence[str], sent: signal.Signals) -> None:
 
 
 def test_kill_in_the_middle_then_the_same_again(place: Place) -> None:
-    _survives(place, ["train", "promote"], signal.SIGKILL)
+    _survives(place, ["promote"], signal.SIGKILL)
 
 
 def test_ctrl_c_then_the_same_again(place: Place) -> None:
