@@ -468,6 +468,13 @@ class ModelConfig(Section):
                 raise ValueError(f"features: pattern '{pattern}' matches no column")
         return self
 
+    @model_validator(mode="after")
+    def _probabilities_where_used(self) -> Self:
+        for key in ("risk", "abstain_below"):
+            if self.task == "regression" and getattr(self.serving, key) is not None:
+                raise ValueError(f"serving.{key}: a regression answers without probabilities; leave it out")
+        return self
+
     def source(self, name: str | None = None) -> Source:
         """Return the named source, or the first.
 

@@ -34,13 +34,11 @@ def metric_names(config: ModelConfig, labels: Sequence[str] = ()) -> tuple[str, 
 
 
 def require_metric(config: ModelConfig, labels: Sequence[str] = ()) -> None:
-    """Refuse a `metric` that the task has not, and abstaining where there are no probabilities.
+    """Refuse a `metric` that the task has not.
 
     Raises:
         ConfigError: The message names those there are.
     """
-    if config.task == "regression" and config.serving.abstain_below is not None:
-        raise ConfigError("serving.abstain_below: a regression answers without probabilities; leave it out")
     names = [name for name in metric_names(config, labels) if name not in ABSTAINING]
     if config.metric not in names:
         classes = f" with {len(labels)} classes" if labels else ""

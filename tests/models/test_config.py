@@ -58,6 +58,7 @@ def test_a_range_is_replaced_whole() -> None:
         ("target.column=age", "must not be listed"),
         ("sources=[{name: a, kind: cvs}]", "sklearn"),
         ("serving.risk={low: 0.2}", "begin at 0"),
+        ("task=regression", "serving.risk: a regression answers without probabilities"),
         ("tuning.candidates.xgboost.max_depth={integer: [5, 2]}", "must rise"),
         ("tuning.trials", "write key=value"),
         ("=3", "write key=value"),
