@@ -18,7 +18,7 @@ from steps.validate import validate
 
 @pipeline(name="train", execution_mode=ExecutionMode.FAIL_FAST)
 def train_pipeline(
-    parts: dict[str, dict[str, Any]],
+    parts: dict[str, str],
     source: str,
     source_digest: str,
     champion: int | None,
@@ -27,7 +27,7 @@ def train_pipeline(
     """Rows 1 to 6 of a row's way: from a source to a judged and packaged challenger.
 
     Args:
-        parts: For each step, the part of the configuration that it may depend on.
+        parts: For each step, the part of the configuration that it may depend on (`steps.caching.parameter`).
         source: Name of the source to read.
         source_digest: Digest of what the source holds now, so that changed data are read again.
         champion: Version to compare with, so that a new champion is compared again.
@@ -43,7 +43,7 @@ def train_pipeline(
 
 
 @pipeline(name="release", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
-def release_pipeline(config: dict[str, Any], evaluation: Any, package: Any, why: str, actor: str) -> None:
+def release_pipeline(config: str, evaluation: Any, package: Any, said: str) -> None:
     """Rows 7 and 8: the verdict, and the champion published."""
-    verdict = promote(config, evaluation, package, why, actor)
+    verdict = promote(config, evaluation, package, said)
     deploy(verdict)

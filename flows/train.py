@@ -24,6 +24,7 @@ from stacks.installed import remember_installed
 from stacks.ledger import current_actor, open_ledger
 from stacks.runs import log_run
 from stacks.stack_file import ensure_active
+from steps.caching import parameter
 from steps.ingest import source_digest
 from steps.metrics import require_metric
 from steps.promote import repair, require_gates
@@ -37,10 +38,10 @@ STEP_PARTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def step_parts(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """For each step of the train pipeline, the part of `config` that its answer depends on."""
-    whole = config.model_dump(mode="json")
-    parts = {step: config.part(*keys) for step, keys in STEP_PARTS.items()}
+def step_parts(config: ModelConfig) -> dict[str, str]:
+    """For each step of the train pipeline, the part of `config` that its answer depends on, as it is given it."""
+    whole = parameter(config.model_dump(mode="json"))
+    parts = {step: parameter(config.part(*keys)) for step, keys in STEP_PARTS.items()}
     return {**dict.fromkeys(("train", "evaluate"), whole), **parts}
 
 
@@ -91,11 +92,10 @@ def _train(model: str, source: str | None, overrides: Sequence[str], why: str, a
     )
     released = _finished(
         release_pipeline.with_options(run_name=f"release-{model}-{{date}}-{{time}}", tags=[model])(
-            config.model_dump(mode="json"),
+            parameter(config.model_dump(mode="json")),
             _output(trained, "evaluate"),
             _output(trained, "package"),
-            why or "gauntlet run",
-            actor,
+            parameter({"why": why or "gauntlet run", "actor": actor}),
         )
     )
     result = _result(config, used, stack, trained, released, time.monotonic() - started)

@@ -281,7 +281,7 @@ def _simplest(config: ModelConfig, release: Release, train: pd.DataFrame, test: 
 
 @step(cache_policy=cached_by(__name__))
 def evaluate(
-    config: dict[str, Any],
+    config: str,
     release: Path,
     train: pd.DataFrame,
     test: pd.DataFrame,

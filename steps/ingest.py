@@ -7,7 +7,7 @@ import logging
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -183,7 +183,7 @@ def _chunks(config: ModelConfig, source: Source, content: bytes) -> Generator[Ch
     output_materializers={"raw": FRAME_MATERIALIZER, "quarantined": FRAME_MATERIALIZER},
 )
 def ingest(
-    config: dict[str, Any], source: str, digest: str
+    config: str, source: str, digest: str
 ) -> tuple[Annotated[pd.DataFrame, "raw"], Annotated[str, "data_digest"], Annotated[pd.DataFrame, "quarantined"]]:
     """Read the named source of a model; `digest` makes changed data a new cache key."""
     ingested = ingest_frame(parse_config(config), source, digest)

@@ -274,11 +274,12 @@ def _publish(_ledger: Ledger, model: str) -> list[str]:
 
 
 @step(enable_cache=False)
-def promote(
-    config: dict[str, Any], evaluation: Evaluation, package: Package, why: str = "", actor: str = ""
-) -> Annotated[Verdict, "verdict"]:
-    """Judge the challenger and write the verdict; a retry of the same run gets the verdict it already has."""
+def promote(config: str, evaluation: Evaluation, package: Package, said: str) -> Annotated[Verdict, "verdict"]:
+    """Judge the challenger and write the verdict; a retry of the same run gets the verdict it already has.
+
+    `said` is a `parameter` of `why` and `actor`: texts of people, who may write what ZenML takes for a variable.
+    """
     request = str(get_step_context().pipeline_run.id)
-    verdict = decide(parse_config(config), evaluation, package, why=why, actor=actor or None, request=request)
+    verdict = decide(parse_config(config), evaluation, package, **json.loads(said), request=request)
     LOG.info("%s v%d: %s (%s)", verdict.model, verdict.version, verdict.decision, verdict.reason)
     return verdict

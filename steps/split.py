@@ -119,9 +119,7 @@ def bucket_of(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     cache_policy=cached_by(__name__),
     output_materializers={"train": FRAME_MATERIALIZER, "test": FRAME_MATERIALIZER},
 )
-def split(
-    config: dict[str, Any], frame: pd.DataFrame
-) -> tuple[Annotated[pd.DataFrame, "train"], Annotated[pd.DataFrame, "test"]]:
+def split(config: str, frame: pd.DataFrame) -> tuple[Annotated[pd.DataFrame, "train"], Annotated[pd.DataFrame, "test"]]:
     """Part the validated rows into train and test."""
     parts = split_frame(parse_config(config), frame)
     return parts.train, parts.test

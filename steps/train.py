@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pandas as pd
@@ -114,8 +114,6 @@ def draft_directory() -> Path:
 
 
 @step(cache_policy=cached_by(__name__))
-def train(
-    config: dict[str, Any], train: pd.DataFrame, tuning: TuningResult, data_digest: str
-) -> Annotated[Path, "release"]:
+def train(config: str, train: pd.DataFrame, tuning: TuningResult, data_digest: str) -> Annotated[Path, "release"]:
     """Fit the chosen pipeline on the training rows and write the Release."""
     return train_release(parse_config(config), train, tuning, data_digest, draft_directory())

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
@@ -315,6 +315,6 @@ def _scores(result: TuningResult) -> dict[str, float]:
 
 
 @step(cache_policy=cached_by(__name__))
-def tune(config: dict[str, Any], train: pd.DataFrame) -> Annotated[TuningResult, "tuning"]:
+def tune(config: str, train: pd.DataFrame) -> Annotated[TuningResult, "tuning"]:
     """Search the best configuration for the training rows."""
     return tune_model(parse_config(config), train)

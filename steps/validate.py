@@ -87,7 +87,7 @@ def summarise(config: ModelConfig, frame: pd.DataFrame) -> str:
     output_materializers={"frame": FRAME_MATERIALIZER},
 )
 def validate(
-    config: dict[str, Any], raw: pd.DataFrame, reference: int | None = None
+    config: str, raw: pd.DataFrame, reference: int | None = None
 ) -> tuple[Annotated[pd.DataFrame, "frame"], Annotated[QualityReport, "report"], Annotated[HTMLString, "summary"]]:
     """Check the raw rows, compared with the training rows of version `reference` where one is given."""
     parsed = parse_config(config)

@@ -75,23 +75,31 @@ def test_a_source_that_fails_is_told_in_words(case: str, here: Place, invoke: In
 def test_no_credential_of_a_failed_run_is_on_the_disk(here: Place, home: Path, invoke: Invoke) -> None:
     server("mariadb")
     assert invoke(_source(**CASES["wrong password"][0])).code == 1
-    found = [path.name for path in home.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
-    assert found == []
+    assert _holding(home, PASSWORD) == []
 
 
-def test_bad_rows_of_a_query_are_set_aside_and_the_rest_is_learnt(here: Place, invoke: Invoke) -> None:
+def _holding(folder: Path, text: str) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+def test_bad_rows_of_a_query_are_set_aside_and_the_rest_is_learnt(
+    here: Place, home: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frame = toy_frame().astype({"age": object})
     frame.loc[:4, "age"] = "old"
     frame.loc[7, "ill"] = None
-    with sqlite3.connect(here.data / "rows.db") as database:
+    with sqlite3.connect(here.data / f"{PASSWORD}.db") as database:
         frame.to_sql("toy", database, index=False, if_exists="replace")
-    keys = {**SQL, "url": "sqlite:///rows.db"}
+    monkeypatch.setenv("TOY_DATABASE", f"{PASSWORD}.db")
+    keys = {**SQL, "url": "sqlite:///${TOY_DATABASE}"}
     stopped = invoke(_source(**keys))
     assert stopped.code == 1 and stopped.json is not None and "on_bad_row: quarantine" in stopped.json["error"]
     settings = ["--set", "on_bad_row=quarantine", "--set", "tuning.trials=0"]
-    done = invoke([*_source(**keys), *settings])
+    done = invoke([*_source(**keys), *settings, "--why", "it costs ${5}"])
     assert done.code == 0 and done.json is not None, done.printed[-2000:]
     assert done.json["quarantined_rows"] == 6
+    assert _holding(home, PASSWORD) == [], "ZenML would put the variable's value into the parameters that it keeps"
+    assert "it costs ${5}" in invoke(["history", done.json["model"]]).printed
     assert "quarantined 6 of 240 rows: 'age' 5 times no whole number, 'ill' 1 times no value" in done.printed
     few = invoke([*_source(**keys), *settings, "--set", "validation.min_rows=235"])
     assert few.code == 1 and "235" in few.printed, "the rows that are left must be enough"
