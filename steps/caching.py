@@ -66,7 +66,7 @@ def parameter(value: Any) -> str:
     ZenML puts the value of the variable in the place of every `${VARIABLE}` in a parameter, and keeps the parameters: a
     source's password would lie in its database. In this text it recognises none.
     """
-    return json.dumps(value, sort_keys=True, ensure_ascii=False).replace("${", "$\\u007b")
+    return json.dumps(value, ensure_ascii=False).replace("${", "$\\u007b")
 
 
 def parse_config(text: str) -> ModelConfig:
