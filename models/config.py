@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import ConfigError, guess, shown
 
@@ -158,10 +158,9 @@ class SyntheticSource(Section):
         return f"{self.rows:,} made-up rows of generator '{self.generator}', seed {self.seed}{knobs}"
 
 
-def _without_secret(url: str) -> str:
+def _refuse_secret(url: str) -> None:
     if _SECRET_IN_URL.search(REFERENCE.sub("", url)):
         raise ValueError("url holds a password or key; write ${VARIABLE} in its place and set that variable")
-    return url
 
 
 class SqlSource(Section):
@@ -169,11 +168,7 @@ class SqlSource(Section):
 
     name: Name
     kind: Literal["sql"]
-    url: Annotated[
-        str,
-        Field(description="SQLAlchemy URL; `${VARIABLE}` is taken from the environment."),
-        AfterValidator(_without_secret),
-    ]
+    url: str = Field(description="SQLAlchemy URL; `${VARIABLE}` is taken from the environment.")
     query: str = Field(min_length=1, description="What to read, for example SELECT * FROM loans.")
     chunk: int = Field(50_000, ge=1, description="Rows fetched at a time.")
 
@@ -182,17 +177,18 @@ class SqlSource(Section):
         """What is read, in words that may be printed."""
         return f"a query to {shown(self.url)}"
 
+    @model_validator(mode="after")
+    def _no_secret(self) -> Self:
+        _refuse_secret(self.url)
+        return self
+
 
 class UrlSource(Section):
     """A CSV or Parquet file on the web, kept in the cache once its sum is right."""
 
     name: Name
     kind: Literal["url"]
-    url: Annotated[
-        str,
-        Field(pattern=r"^https?://", description="`${VARIABLE}` is taken from the environment."),
-        AfterValidator(_without_secret),
-    ]
+    url: Annotated[str, Field(pattern=r"^https?://", description="`${VARIABLE}` is taken from the environment.")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     format: Literal["csv", "parquet"] = "csv"
     separator: str = ","
@@ -218,17 +214,18 @@ class UrlSource(Section):
             missing_values=self.missing_values,
         )
 
+    @model_validator(mode="after")
+    def _no_secret(self) -> Self:
+        _refuse_secret(self.url)
+        return self
+
 
 class HttpSource(Section):
     """Rows of a JSON API, page by page."""
 
     name: Name
     kind: Literal["http"]
-    url: Annotated[
-        str,
-        Field(pattern=r"^https?://", description="`${VARIABLE}` is taken from the environment."),
-        AfterValidator(_without_secret),
-    ]
+    url: Annotated[str, Field(pattern=r"^https?://", description="`${VARIABLE}` is taken from the environment.")]
     rows: str = Field("", description="Dotted path to the list of rows in an answer; empty: the answer is the list.")
     next: str | None = Field(None, description="Dotted path to the next page's address; null ends.")
     page: str | None = Field(None, description="Query parameter that counts pages; an empty page ends.")
@@ -248,6 +245,7 @@ class HttpSource(Section):
     def _one_way(self) -> Self:
         if self.next and self.page:
             raise ValueError("give next or page, not both")
+        _refuse_secret(self.url)
         for name, value in self.headers.items():
             if _SECRET_NAME.search(name) and not REFERENCE.search(value):
                 raise ValueError(f"headers.{name} is secret; write ${{VARIABLE}} and set that variable")

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).absolute().parents[1]
 ATTEMPTS = 2
+GO = b"{}"
 # The kernel's own limit on a wait is 24 days.
 LONGEST = 3600.0
 
@@ -53,7 +54,7 @@ class Scorers:
     """
 
     def __init__(self, folds: CrossValidation, families: Iterable[Family], count: int) -> None:
-        """Prepare the folds and start the workers; they take tasks at once and begin when they are ready.
+        """Start the workers, which import meanwhile; they take tasks at once and begin them after `begin`.
 
         Args:
             folds: The folds.
@@ -66,20 +67,31 @@ class Scorers:
         self._waiting: deque[Task] = deque()
         self._deaths: dict[int, int] = {}
         self._unready = 0
+        self._begun = False
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="gauntlet-tuning-", ignore_cleanup_errors=True)
         try:
-            self._folds.prepare(self._families)
-            self._folds.save(self._file("folds"), self._families)
             self._workers = [self._start() for _ in range(self._count)]
         except BaseException:
-            self.__exit__()
+            self.close()
             raise
         return self
 
+    def begin(self) -> None:
+        """Prepare the folds and let the workers have them."""
+        self._folds.prepare(self._families)
+        self._folds.save(self._file("folds"), self._families)
+        self._begun = True
+        for worker in self._workers:
+            _say(worker, GO)
+
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers; twice is once."""
         for worker in self._workers:
             worker.line.close()
             worker.process.kill()
@@ -133,9 +145,7 @@ class Scorers:
         for worker in self._workers:
             if worker.ready and worker.task is None and self._waiting:
                 worker.task = self._waiting.popleft()
-                # A worker that is gone is noticed when it is listened to.
-                with contextlib.suppress(OSError):
-                    worker.line.send_bytes(json.dumps(asdict(worker.task)).encode())
+                _say(worker, json.dumps(asdict(worker.task)).encode())
 
     def _replace(self, worker: _Worker) -> list[Scored]:
         """Start another worker for one that is gone; its task is tried again, or failed."""
@@ -172,7 +182,10 @@ class Scorers:
                 # Ctrl-C is the parent's to answer.
                 start_new_session=True,
             )
-        return _Worker(process, ours)
+        worker = _Worker(process, ours)
+        if self._begun:
+            _say(worker, GO)
+        return worker
 
     def _file(self, name: str) -> Path:
         return Path(self._folder.name) / name
@@ -182,11 +195,19 @@ class Scorers:
         return f" ({bounded(words[-1], 300)})" if words else ""
 
 
+def _say(worker: _Worker, message: bytes) -> None:
+    """Send to a worker; one that is gone is noticed when it is listened to."""
+    with contextlib.suppress(OSError):
+        worker.line.send_bytes(message)
+
+
 def serve(line: Connection, path: Path) -> None:
-    """Score tasks until the other end of the line is closed."""
+    """Score tasks, once the folds are there, until the other end of the line is closed."""
     tasks: deque[bytes] = deque()
     arrived = threading.Semaphore(0)
     threading.Thread(target=_listen, args=(line, path.parent, tasks.append, arrived), daemon=True).start()
+    arrived.acquire()
+    tasks.popleft()
     folds = CrossValidation.opened(path)
     with one_thread():
         line.send_bytes(b"{}")

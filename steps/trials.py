@@ -18,7 +18,7 @@ from steps.metrics import best_value, greater_is_better, is_better
 Scores = tuple[float | None, ...]
 
 LEVEL = 0.995
-MIN_FREEDOM = 4
+MIN_FREEDOM = 8
 
 
 class OutOfTimeError(Exception):

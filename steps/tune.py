@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # What starting processes costs: below it, trials are scored in this one.
 WORTH_SECONDS = 4.0
+# So many trials are probably worth it: processes start while the plain linear pipeline is scored.
+MANY = 20
 
 
 class TuningResult(BaseModel):
@@ -117,6 +119,19 @@ def search(
     candidates(config)
     folds = cross_validation(config, train)
     require_metric(config, [str(code) for code in range(folds.classes)])
+    with ExitStack() as stack:
+        scorers = _start(stack, config, folds, config.tuning.trials) if config.tuning.trials >= MANY else None
+        return _search(config, folds, report, restored, began, scorers)
+
+
+def _search(
+    config: ModelConfig,
+    folds: CrossValidation,
+    report: Callable[[Attempted], None],
+    restored: Sequence[Restored],
+    began: float,
+    scorers: Scorers | None,
+) -> TuningResult:
     linear = _linear(config, folds)
     course = Course(config, linear.trial)
     spent = 0.0
@@ -127,7 +142,7 @@ def search(
     elif restored:
         log.warning("tuning: trials of an interrupted search do not fit this one; it starts anew")
         course = Course(config, linear.trial)
-    stopped_by = _Run(config, folds, course, report, began - spent, linear.seconds).to_the_end()
+    stopped_by = _Run(config, folds, course, report, began - spent, linear.seconds, scorers).to_the_end()
     best = course.best
     return TuningResult(
         family=best.family,
@@ -155,8 +170,10 @@ class _Run:
         report: Callable[[Attempted], None],
         began: float,
         usual: float,
+        starting: Scorers | None,
     ) -> None:
         self._config, self._folds, self._course, self._report = config, folds, course, report
+        self._starting = starting
         self._began = began
         # Seconds of each scoring so far, the plain linear pipeline's to begin with.
         self._seconds = [usual]
@@ -168,8 +185,8 @@ class _Run:
         with ExitStack() as stack:
             try:
                 while (stopped_by := self._course.stopped_by) is None:
-                    if self._scorers is None and self._worth_processes():
-                        self._scorers = self._start(stack)
+                    if self._scorers is None:
+                        self._scorers = self._processes(stack)
                     for scored in self._scored():
                         self._times[scored.trial.number] = scored
                         self._seconds.append(scored.seconds)
@@ -203,21 +220,38 @@ class _Run:
         if self._left() < 0:
             raise OutOfTimeError
 
-    def _most(self) -> int:
-        tuning = self._config.tuning
-        return min(tuning.workers or cores(), tuning.lag, self._course.left)
-
-    def _worth_processes(self) -> bool:
+    def _processes(self, stack: ExitStack) -> Scorers | None:
+        """Other processes to score in, where they save more than it takes to start them."""
         expected = self._course.left * sum(self._seconds) / len(self._seconds)
-        return self._most() > 1 and expected > WORTH_SECONDS
+        starting, self._starting = self._starting, None
+        if expected <= WORTH_SECONDS:
+            if starting:
+                starting.close()
+            return None
+        scorers = starting or _start(stack, self._config, self._folds, self._course.left)
+        if scorers:
+            with _told():
+                scorers.begin()
+        return scorers
 
-    def _start(self, stack: ExitStack) -> Scorers:
-        try:
-            return stack.enter_context(Scorers(self._folds, candidates(self._config), self._most()))
-        except OSError as error:
-            raise WorkError(
-                f"tuning cannot start its processes: {error.strerror}; tuning.workers: 1 does without"
-            ) from error
+
+def _start(stack: ExitStack, config: ModelConfig, folds: CrossValidation, left: int) -> Scorers | None:
+    """Start processes for at most `left` configurations; None where there would be one."""
+    most = min(config.tuning.workers or cores(), config.tuning.lag, left)
+    if most < 2:
+        return None
+    with _told():
+        return stack.enter_context(Scorers(folds, candidates(config), most))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WorkError(
+            f"tuning cannot start its processes: {error.strerror}; tuning.workers: 1 does without"
+        ) from error
 
 
 def cores() -> int:

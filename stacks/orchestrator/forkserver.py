@@ -197,6 +197,20 @@ def _import_all(wanted: dict[str, Any]) -> None:
         _try(partial(importlib.import_module, name))
     for source in wanted["sources"]:
         _try(partial(source_utils.load, source))
+    _close_store()
+
+
+def _close_store() -> None:
+    """Close ZenML's store, which the import of a user's module may have opened: no fork may share a connection."""
+    from zenml.client import Client
+    from zenml.config.global_config import GlobalConfiguration
+    from zenml.zen_stores.sql_zen_store import SqlZenStore
+
+    configuration = GlobalConfiguration.get_instance()
+    if configuration and configuration.is_initialized and isinstance(configuration.zen_store, SqlZenStore):
+        configuration.zen_store.engine.dispose()
+    GlobalConfiguration._reset_instance()
+    Client._reset_instance()
 
 
 def _try(work: Callable[[], object]) -> None:

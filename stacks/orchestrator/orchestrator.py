@@ -1,5 +1,7 @@
 """The orchestrator: a ZenML run as a Prefect flow run, its steps as task runs, here or in processes of their own."""
 
+import atexit
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,6 +69,12 @@ class Active:
 
 
 _active: ContextVar[Active | None] = ContextVar("prefect_orchestrator_run", default=None)
+
+
+@atexit.register
+def _end_quietly() -> None:
+    """ZenML's log store leaves a handler that flushes in a new thread, which Python refuses at exit since 3.12."""
+    logging.raiseExceptions = False
 
 
 class PrefectOrchestrator(BaseOrchestrator):

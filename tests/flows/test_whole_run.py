@@ -41,6 +41,7 @@ def test_first_run_promotes_and_says_all(first: Done) -> None:
     for key in ("zenml_run_id", "prefect_flow_run_id", "mlflow_run_id", "seconds"):
         assert result[key]
     assert "toy: source 'file' (csv file toy.csv)" in first.printed
+    assert "Traceback" not in first.printed, "at exit neither: Python 3.12 starts no thread there"
 
 
 def test_stderr_is_json_and_what_steps_say_carries_all_ids(first: Done) -> None:

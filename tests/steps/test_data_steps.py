@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from steps.caching import parameter
 from steps.frames import FrameMaterializer, content_digest
 from tests.steps.tables import make_config, make_table, write
 
@@ -21,15 +22,13 @@ def _run(config: Any) -> Any:
     from steps.validate import validate
 
     @pipeline
-    def data(
-        ingest_part: dict[str, Any], validate_part: dict[str, Any], split_part: dict[str, Any], digest: str
-    ) -> None:
+    def data(ingest_part: str, validate_part: str, split_part: str, digest: str) -> None:
         raw, _, _ = ingest(ingest_part, "file", digest)
         frame, _, _ = validate(validate_part, raw)
         split(split_part, frame)
 
     parts = (("seed", "split"), ("seed", "split", "validation", "monitoring"), ("seed", "split", "sample_size"))
-    return data(*(config.part(*keys) for keys in parts), digest=source_digest(config))
+    return data(*(parameter(config.part(*keys)) for keys in parts), digest=source_digest(config))
 
 
 def _status(run: Any) -> dict[str, str]:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from models.errors import LIMIT, DataError
+from steps.caching import parameter
 from steps.ingest import Ingested, ingest_frame
 from steps.rows import typed_rows
 from tests.steps.tables import SECRETS, make_config, make_table, write
@@ -133,10 +134,10 @@ def test_the_step_keeps_them_as_an_artifact(tmp_path: Path) -> None:
     config = make_config(write(tmp_path, _bad_table()), **QUARANTINE)
 
     @pipeline
-    def only_ingest(part: dict[str, Any], digest: str) -> None:
+    def only_ingest(part: str, digest: str) -> None:
         ingest(part, "file", digest)
 
-    part = config.part("seed", "split", "on_bad_row", "max_bad_rows")
+    part = parameter(config.part("seed", "split", "on_bad_row", "max_bad_rows"))
     run = only_ingest(part, source_digest(config))
     (artifact,) = run.steps["ingest"].outputs["quarantined"]
     assert artifact.load()["quarantine_row"].tolist() == [6, 10, 31, 32, 33]

@@ -78,6 +78,7 @@ def test_a_killed_worker_costs_a_second_attempt_and_two_are_a_failed_trial() -> 
     folds = cross_validation(config, rows_of("heart_disease").train)
     slow = {"n_estimators": 4000, "max_depth": 12}
     with Scorers(folds, candidates(config), 1) as pool:
+        pool.begin()
         pids = []
         pool.submit(Task(7, "random_forest", slow))  # type: ignore[arg-type]
         done = []
@@ -108,6 +109,7 @@ def test_workers_that_do_not_start_are_said(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(scorers, "ROOT", Path("/nowhere"))
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with Scorers(cross_validation(config, rows_of("wine").train), candidates(config), 1) as pool:
+        pool.begin()
         pool.submit(Task(0, "logistic_regression", {"C": 1.0}))
         with pytest.raises(WorkError, match="do not start: gone, with exit code 1"):
             for _ in range(100):
