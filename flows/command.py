@@ -270,7 +270,9 @@ def key_add(
     name: Annotated[str, typer.Argument(help="What to call it: who will use it, for example.", metavar="NAME")],
     role: Annotated[str, typer.Option(help="predict, outcome, or admin, which opens both.")],
     expires: Annotated[str | None, typer.Option(help="How long it holds: 90d, 12h, 30m; for ever by default.")] = None,
-    rate: Annotated[int, typer.Option(min=0, help="Requests a minute, per worker; 0 for no limit.")] = 6_000,
+    rate: Annotated[
+        int, typer.Option(min=0, max=10_000_000, help="Requests a minute, per worker; 0 for no limit.")
+    ] = 6_000,
     why: Annotated[str, typer.Option(help="Reason, for the ledger.")] = "",
     as_json: Json = False,
     debug: Debug = False,

@@ -2,7 +2,9 @@
 
 import hashlib
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -119,6 +121,23 @@ def test_a_name_is_free_again_once_its_key_is_revoked(url: str, ledger: Ledger) 
     keys.revoke("ada", ledger=ledger)
     _, new = keys.add("ada", "admin", ledger=ledger)
     assert (_check(url, old), _check(url, new)) == ("revoked_key", "ada")
+
+
+def test_of_several_that_take_one_name_at_once_one_gets_it(url: str) -> None:
+    Ledger(url).append("promote", "wine", 1)
+    barrier = threading.Barrier(4)
+
+    def take(_: int) -> bool:
+        barrier.wait()
+        try:
+            return bool(keys.add("ada", "predict", ledger=Ledger(url)))
+        except ConfigError:
+            return False
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(take, range(4))) == [False, False, False, True]
+    assert len(keys.listing(Ledger(url))) == len(Ledger(url).history("")) == 1
+    assert Ledger(url).verify() == []
 
 
 def test_the_database_keeps_names_unique(url: str, ledger: Ledger) -> None:
