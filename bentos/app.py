@@ -118,9 +118,12 @@ def add_model(app: FastAPI, schema: Schema, max_batch: int) -> None:
     refusals: dict[int | str, dict[str, Any]] = {
         code: {"model": Refusal, "description": text}
         for code, text in {
+            401: "No key, or one that is unknown, expired or revoked.",
+            403: "The key's role is another; or there is no key, and the client is on another machine.",
             413: f"More than {max_batch} rows, or more than {MAX_BODY // 2**20} MiB.",
             415: "The body is not application/json.",
             422: "A wrong type, an unknown or missing field, a value out of range.",
+            429: "More requests than the key's rate; Retry-After says when.",
         }.items()
     }
 

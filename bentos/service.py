@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
+import click
 from bentoml.exceptions import BentoMLException
 
+from bentos.access import Access, AccessMiddleware, refusals
 from bentos.app import Served, add_model, new_app
 from bentos.release import Release
 from models.errors import GauntletError, WorkError
@@ -17,6 +19,7 @@ log = logging.getLogger("gauntlet.service")
 RELEASE = Path(__file__).absolute().parent.parent / "release"
 
 app = new_app()
+access = Access()
 
 
 def packaged() -> Release:
@@ -55,6 +58,8 @@ class Gauntlet:
         release = packaged()
         logs.inherit()
         logs.identify(model=release.schema.model, version=str(bento_version()))
+        refusals()
+        access.watch()
         app.state.served = Served.load(release, bento_version())
         log.info("%s v%d answers", release.schema.model, bento_version())
 
@@ -66,8 +71,21 @@ class Gauntlet:
         try:
             packaged()
             bento_version()
+            access.refuse_address(_host())
         except GauntletError as error:
             raise BentoMLException(str(error)) from None
+
+
+# Not to the mounted app, which sees neither /metrics nor /docs.json.
+Gauntlet.add_asgi_middleware(AccessMiddleware, access=access)  # type: ignore[attr-defined]
+
+
+def _host() -> str:
+    """The address that `bentoml serve` is about to open: its option, else what is configured (the service's own)."""
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    context = click.get_current_context(silent=True)
+    return str((context and context.params.get("host")) or BentoMLContainer.http.host.get())
 
 
 def bento_version() -> int:

@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 stack_app = typer.Typer(help="The stack files: what `zenml stack set` can choose from.", no_args_is_help=True)
 app.add_typer(stack_app, name="stack")
+key_app = typer.Typer(help="Access keys: who may ask the served models.", no_args_is_help=True)
+app.add_typer(key_app, name="key")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -260,6 +262,48 @@ def _changes(name: str | None, apply: bool, as_json: bool) -> None:
 
     quiet_home()
     print_changes((stack_file.apply if apply else stack_file.plan)(name or "local"), apply, as_json)
+
+
+@key_app.command("add")
+@reported
+def key_add(
+    name: Annotated[str, typer.Argument(help="What to call it: who will use it, for example.", metavar="NAME")],
+    role: Annotated[str, typer.Option(help="predict, outcome, or admin, which opens both.")],
+    expires: Annotated[str | None, typer.Option(help="How long it holds: 90d, 12h, 30m; for ever by default.")] = None,
+    rate: Annotated[
+        int, typer.Option(min=0, max=10_000_000, help="Requests a minute, per worker; 0 for no limit.")
+    ] = 6_000,
+    why: Annotated[str, typer.Option(help="Reason, for the ledger.")] = "",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a key and print it, this once: only its hash is kept."""
+    from flows.key import add_key
+
+    add_key(name, role, expires, rate, why, as_json)
+
+
+@key_app.command("list")
+@reported
+def key_list(as_json: Json = False, debug: Debug = False) -> None:
+    """Show all keys: role, state, rate, times; never the keys themselves."""
+    from flows.key import print_keys
+
+    print_keys(as_json)
+
+
+@key_app.command("revoke")
+@reported
+def key_revoke(
+    name: Annotated[str, typer.Argument(help="Its name, or the gk_… that it begins with.", metavar="NAME")],
+    why: Annotated[str, typer.Option(help="Reason, for the ledger.")] = "",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """End a key; running services refuse it within two seconds."""
+    from flows.key import revoke_key
+
+    revoke_key(name, why, as_json)
 
 
 @app.command()

@@ -16,7 +16,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,10 +32,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from models.errors import ConfigError, WorkError, bounded
 from stacks.home import home_dir
 
-Action = Literal["promote", "keep", "reject", "pending", "rollback", "retire"]
+Action = Literal["promote", "keep", "reject", "pending", "rollback", "retire", "key"]
 State = Literal["champion", "previous", "pending", "archived", "retired", "registered"]
 
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 VERSION_TABLE: Final = "gauntlet_revision"
 GENESIS: Final = "0" * 64
 PATIENCE: Final = 60.0
@@ -204,6 +204,7 @@ class Ledger:
         actor: str | None = None,
         payload: Mapping[str, Any] | None = None,
         expect_champion: int | Unset | None = UNSET,
+        alongside: Callable[[sa.Connection], None] | None = None,
     ) -> Entry:
         """Write one entry; durable when this returns.
 
@@ -211,13 +212,14 @@ class Ledger:
 
         Args:
             action: What was done.
-            model: To which model.
+            model: To which model; "" for what concerns them all.
             version: To which of its versions.
             why: The reason in a person's words; cut at 2,000 characters.
             actor: Who did it; `current_actor()` when not given.
             payload: JSON-ready facts. The caller keeps secrets and personal values out.
             expect_champion: The champion that this was judged against (None: that there is none), checked in the same
                 transaction.
+            alongside: What else of this database is written in the same transaction; run again when a retry is needed.
 
         Raises:
             Conflict: The champion is another one by now.
@@ -237,6 +239,8 @@ class Ledger:
             try:
                 with self._begin(write=True) as connection:
                     entry = self._insert(connection, fields, expect_champion)
+                    if alongside:
+                        alongside(connection)
                 self._remember(entry)
                 return entry
             except IntegrityError as error:
@@ -296,7 +300,7 @@ class Ledger:
     def models(self) -> tuple[str, ...]:
         """Names of the models that have entries, sorted."""
         with self._begin() as connection:
-            return tuple(sorted(connection.scalars(sa.select(TABLE.c.model).distinct())))
+            return tuple(sorted(filter(None, connection.scalars(sa.select(TABLE.c.model).distinct()))))
 
     def verify(self) -> list[str]:
         """Walk the chain from the first entry and say what is wrong with which; an empty list is a sound ledger.
@@ -312,6 +316,24 @@ class Ledger:
                 faults += _faults(row, sequence + 1, previous, moment)
                 sequence, previous, moment = row.sequence, row.hash, row.time
             return faults + self._cut_off(connection)
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection to read what else the database holds, brought to this revision first."""
+        with self._begin() as connection:
+            yield connection
+
+    @contextmanager
+    def peeking(self) -> Iterator[sa.Connection | None]:
+        """A connection to read by that changes nothing, the revision neither; None where there is no file yet."""
+        if self._is_sqlite and not Path(str(self._url.database)).is_file():
+            yield None
+            return
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise self._unusable(error) from None
 
     @property
     def _anchor(self) -> Path:

@@ -21,12 +21,13 @@ from stacks.home import clone_dir
 from steps.apart import apart
 
 SERVING = ("bentoml", "fastapi", "numpy", "pandas", "pydantic", "pyyaml", "scikit-learn", "skops")
+KEYS = ("filelock", "prometheus-client", "psycopg", "psycopg-binary", "sqlalchemy")  # reading access keys, refusing
 BENTO_FOLDER = "bento"  # of a version's artifacts
 # What the service is made of: of the rooms below it only what it imports.
 _CODE: Mapping[str, tuple[str, ...]] = {
     "bentos": ("*.py",),
     "models": ("__init__.py", "config.py", "errors.py"),
-    "stacks": ("__init__.py", "logs.py"),
+    "stacks": ("__init__.py", "home.py", "keys.py", "ledger.py", "logs.py"),
 }
 _LINUX = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "extra": ""}
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;\s*(.*?))?\s*\\?$")
@@ -116,7 +117,7 @@ def requirements(family: Family, lock: Path | None = None) -> list[str]:
     """
     pins = read_pins(lock or clone_dir() / "requirements.lock")
     wanted: dict[str, str] = {}
-    open_names = [*SERVING]
+    open_names = [*SERVING, *KEYS]
     while open_names:
         name = canonicalize_name(open_names.pop())
         if name in wanted:

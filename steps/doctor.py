@@ -88,7 +88,7 @@ def check_ledger() -> Iterator[Finding]:
         cure = "somebody changed the database: compare with a backup before promoting anything"
         yield Finding("ledger", False, f"{ledger.shown}: {_some(faults)}", cure)
     else:
-        count = sum(len(ledger.history(model)) for model in ledger.models())
+        count = sum(len(entries) for entries in ledger.histories().values())
         yield Finding("ledger", True, f"{ledger.shown}: {count} entries, the chain is unbroken")
 
 

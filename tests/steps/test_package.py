@@ -74,7 +74,8 @@ def test_a_bento_holds_the_service_the_release_and_nothing_else(bento: Path, win
     unpacked = unpack(bento, tmp_path)
     files = {path.relative_to(unpacked / "src").as_posix() for path in (unpacked / "src").rglob("*") if path.is_file()}
     assert {name.partition("/")[0] for name in files} == {"bentos", "models", "stacks", "release", "bentofile.yaml"}
-    assert {name for name in files if name.startswith("stacks/")} == {"stacks/__init__.py", "stacks/logs.py"}
+    stacks = {name.removeprefix("stacks/") for name in files if name.startswith("stacks/")}
+    assert stacks == {"__init__.py", "home.py", "keys.py", "ledger.py", "logs.py"}
     assert {name for name in files if name.startswith("models/")} == {
         "models/__init__.py",
         "models/config.py",
@@ -103,7 +104,14 @@ def test_a_bento_names_no_index_and_no_place_of_this_machine(bento: Path, tmp_pa
 
 def test_a_place_apart_shares_nothing_with_the_user_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Trap: each `bentoml serve` empties the prometheus folder of its home, the user's running server's too."""
-    for name in ("BENTOML_PORT", "BENTOML_CONFIG", "PROMETHEUS_MULTIPROC_DIR", "PYTHONPATH"):
+    for name in (
+        "BENTOML_PORT",
+        "BENTOML_CONFIG",
+        "PROMETHEUS_MULTIPROC_DIR",
+        "PYTHONPATH",
+        "GAUNTLET_HOME",
+        "GAUNTLET_DATABASE",
+    ):
         monkeypatch.setenv(name, "elsewhere")
     environment = apart(tmp_path / "home")
     assert environment["BENTOML_HOME"] == str(tmp_path / "home")
