@@ -12,6 +12,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from bentos.features import DerivedColumns
 from bentos.inputs import plain_rows, typed_rows
+from bentos.release import prepare
 from bentos.text import TextTfidf
 from bentos.treeshap import ForestShap
 from models.errors import WorkError, bounded
@@ -309,20 +310,6 @@ class Explainer:
             raise NotExplainable(
                 "the model's probabilities are no logistic function of the output that effects add up to"
             )
-
-
-def prepare(pipeline: Pipeline, frame: "pd.DataFrame") -> Any:
-    """Typed rows as the estimator sees them: shape (n, features), dense or CSR."""
-    prepared: Any = frame
-    for _, step in pipeline.steps[:-1]:
-        prepared = step.transform(prepared)
-    return prepared
-
-
-def background(pipeline: Pipeline, sample: "pd.DataFrame") -> list[float]:
-    """Mean of each prepared feature over a typed sample of the training rows, to 10 significant digits."""
-    means = np.asarray(prepare(pipeline, sample).mean(axis=0), dtype=np.float64).ravel()
-    return [float(f"{mean:.10g}") for mean in means]
 
 
 def _method(release: "Release", width: int) -> Method:

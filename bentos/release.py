@@ -347,6 +347,14 @@ def add_evidence(directory: Path, name: str, data: Any) -> None:
     _write_manifest(directory, {**release.manifest, "files": dict(sorted(sums.items()))})
 
 
+def prepare(pipeline: "Pipeline", frame: "pd.DataFrame") -> Any:
+    """Typed rows as the estimator of a fitted pipeline sees them: shape (n, features), dense or CSR."""
+    prepared: Any = frame
+    for _, step in pipeline.steps[:-1]:
+        prepared = step.transform(prepared)
+    return prepared
+
+
 def _release_digest(
     *, pipeline: str, schema: Any, golden: Any, metrics: Mapping[str, float], training: Training, config: ModelConfig
 ) -> str:
@@ -450,12 +458,12 @@ def _reference(config: ModelConfig, train: "pd.DataFrame", linear: "Pipeline | N
 
 
 def _background(pipeline: "Pipeline", sample: "pd.DataFrame") -> list[float]:
+    """Mean of each prepared feature over the rows of a typed sample."""
+    import numpy as np
     from threadpoolctl import threadpool_limits
 
-    from bentos.explain import background
-
     with threadpool_limits(1):
-        return background(pipeline, sample)
+        return [_rounded(mean) for mean in np.ravel(prepare(pipeline, sample).mean(axis=0)).tolist()]
 
 
 def _figures(values: "pd.Series[Any]", kind: str) -> dict[str, Any]:

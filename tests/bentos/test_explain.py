@@ -16,11 +16,11 @@ from fastapi.testclient import TestClient
 import bentos.explain
 import bentos.release
 from bentos.app import Served, add_model, new_app
-from bentos.explain import Explainer, NotExplainable, prepare
+from bentos.explain import Explainer, NotExplainable
 from bentos.frame import to_frame
 from bentos.inputs import typed_rows
 from bentos.messages import Answer, BatchAnswer, Refusal
-from bentos.release import Release
+from bentos.release import Release, prepare
 from models.config import Layer, ModelConfig, resolve
 from steps.families import build_pipeline, one_thread
 from tests.bentos.samples import HOUSES, PARAMETERS, config_of, fitted, frame_of, write
