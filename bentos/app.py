@@ -4,9 +4,9 @@ import json
 import logging
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from anyio import to_thread
 from fastapi import FastAPI, Request, Response
@@ -16,6 +16,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from bentos.messages import Answer, BatchAnswer, Health, Refusal, Variant, requests_of, row_of
 from bentos.release import Answers, Release, TooLarge
 from bentos.schema import Schema
+from models.errors import GauntletError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bentos.explain import Explainer
 
 log = logging.getLogger("gauntlet.service")
 
@@ -25,12 +31,13 @@ MAX_FAULTS = 20
 
 @dataclass(frozen=True)
 class Served:
-    """A Release that answers, and as what."""
+    """A Release that answers, and as what; without an explainer it gives no explanations."""
 
     release: Release
     version: int
     variant: Variant
     since: datetime
+    explainer: "Explainer | None" = None
 
     @classmethod
     def load(cls, release: Release, version: int, variant: Variant = "champion") -> "Served":
@@ -39,19 +46,22 @@ class Served:
         Raises:
             WorkError: The Release cannot be loaded or its content is not what its digest says.
         """
-        served = cls(release, version, variant, datetime.now(UTC))
         _ = release.digest
+        served = cls(release, version, variant, datetime.now(UTC), _explainer(release, version))
         served.answer([list(row.inputs.values()) for row in release.golden[:1]], batch=False)
         return served
 
-    def answer(self, rows: Sequence[Sequence[Any]], batch: bool) -> list[dict[str, Any]]:
-        """Answer rows whose values are in the order of the schema's inputs.
+    def answer(self, rows: Sequence[Sequence[Any]], batch: bool, explain: int | None = None) -> list[dict[str, Any]]:
+        """Answer rows whose values are in the order of the schema's inputs, with the `explain` largest effects.
 
         Raises:
             Unacceptable: A row is nothing that the model may be asked.
+            Unexplained: Effects are asked for, and there is no explainer.
         """
         from bentos.inputs import examine, typed_rows
 
+        if explain is not None and self.explainer is None:
+            raise Unexplained
         inputs = self.release.schema.inputs
         typed = typed_rows(rows, inputs)
         if typed.problems:
@@ -71,6 +81,23 @@ class Served:
         for row, answer in enumerate(told):
             answer["prediction_id"] = f"{identity}-{row}" if batch else identity
             answer["flags"] = flags.get(row, [])
+        if explain is not None:
+            for answer, why in zip(told, self._why(typed.frame, answers, explain), strict=True):
+                answer.update(why)
+        return told
+
+    def _why(self, frame: "pd.DataFrame", answers: Answers, k: int) -> list[dict[str, Any]]:
+        assert self.explainer is not None
+        method, told = self.explainer.method, []
+        for explanation in self.explainer.explain(frame, answers, k):
+            contributions = [asdict(part) for part in explanation.contributions]
+            for part in contributions:
+                if part["tokens"] is None:
+                    del part["tokens"]
+            about: dict[str, Any] = {"label": explanation.label} if explanation.label is not None else {}
+            about |= {"base": explanation.base, "output": explanation.output}
+            about |= {"method": method.name, "scale": method.scale}
+            told.append({"contributions": contributions, "explanation": about})
         return told
 
     def _told(self, answers: Answers) -> list[dict[str, Any]]:
@@ -103,6 +130,10 @@ class Unacceptable(Exception):
         """Keep the faults; the message holds none of them."""
         super().__init__("the rows are not acceptable")
         self.faults = faults
+
+
+class Unexplained(Exception):
+    """The loaded Release gives no explanations."""
 
 
 def new_app() -> FastAPI:
@@ -142,11 +173,11 @@ def add_model(app: FastAPI, schema: Schema, max_batch: int) -> None:
         return _json(told)
 
     async def predict(body: BaseModel) -> Response:
-        return await _answered(app, [row_of(body.features)], "features")  # type: ignore[attr-defined]
+        return await _answered(app, [row_of(body.features)], "features", body.explain)  # type: ignore[attr-defined]
 
     async def predict_batch(body: BaseModel) -> Response:
         rows = [row_of(row) for row in body.instances]  # type: ignore[attr-defined]
-        return await _answered(app, rows, "instances")
+        return await _answered(app, rows, "instances", body.explain)  # type: ignore[attr-defined]
 
     predict.__annotations__["body"] = requests.single
     predict_batch.__annotations__["body"] = requests.batch
@@ -203,14 +234,19 @@ def _served(app: FastAPI) -> Served | None:
     return cast(Served | None, app.state.served)
 
 
-async def _answered(app: FastAPI, rows: Sequence[Sequence[Any]], field: str) -> Response:
+async def _answered(app: FastAPI, rows: Sequence[Sequence[Any]], field: str, explain: int | None) -> Response:
     served = _served(app)
     if served is None:
         return _fault(503, (), "no model is loaded yet", "not_ready")
     batch = field == "instances"
     try:
-        # A batch takes its time in a thread, so that probes are answered meanwhile; one row is quicker without.
-        answers = await to_thread.run_sync(served.answer, rows, True) if batch else served.answer(rows, False)
+        # What takes its time does so in a thread, so that probes are answered meanwhile; one row is quicker without.
+        if batch or explain is not None:
+            answers = await to_thread.run_sync(served.answer, rows, batch, explain)
+        else:
+            answers = served.answer(rows, False)
+    except Unexplained:
+        return _fault(422, ("explain",), "this model's answers cannot be explained; ask without", "not_explainable")
     except Unacceptable as error:
         return _refusal([([field, row] if batch else [field], column, why) for row, column, why in error.faults])
     except Exception as error:
@@ -218,6 +254,18 @@ async def _answered(app: FastAPI, rows: Sequence[Sequence[Any]], field: str) -> 
         log.error("the model failed to answer: %s in %s", type(error).__name__, _where(error))
         return _fault(500, (), "the model failed to answer", "internal")
     return _json({"predictions": answers} if batch else answers[0])
+
+
+def _explainer(release: Release, version: int) -> "Explainer | None":
+    """None, with an error in the log, where the model's answers are no sum of effects: it serves all the same."""
+    from bentos.explain import Explainer
+
+    try:
+        return Explainer.of(release)
+    except Exception as error:
+        why = str(error) if isinstance(error, GauntletError) else f"{type(error).__name__} in {_where(error)}"
+        log.error("version %d of %s gives no explanations: %s", version, release.schema.model, why)
+        return None
 
 
 def _where(error: BaseException) -> str:

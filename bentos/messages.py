@@ -22,6 +22,7 @@ from bentos.schema import Schema
 from models.config import Column
 
 MAX_TEXT = 1_000_000
+MOST_EXPLAINED, USUALLY_EXPLAINED = 20, 5
 Variant = Literal["champion", "canary", "shadow"]
 
 
@@ -36,6 +37,34 @@ class Flag(Message):
 
     column: str
     reason: str
+
+
+class TokenEffect(Message):
+    """A term of a text and its part of the text's effect."""
+
+    token: str
+    effect: float
+
+
+class Contribution(Message):
+    """What one column adds to the output of the explanation."""
+
+    column: str
+    value: str | float | bool | None = Field(description="Null where missing; of a long text the beginning.")
+    effect: float = Field(description="Signed, on the scale of the explanation.")
+    tokens: list[TokenEffect] | None = Field(None, description="Of a text: the terms in it with the largest effects.")
+
+
+class Explanation(Message):
+    """What contributions speak of: `base` and the effects of all columns add up to `output`."""
+
+    label: str | None = Field(
+        None, description="The positive class of two, the predicted one of more; absent for regression."
+    )
+    base: float = Field(description="The output before anything is known of the row.")
+    output: float
+    method: Literal["tree_shap", "linear"]
+    scale: Literal["log-odds", "probability", "value"]
 
 
 class Answer(Message):
@@ -55,6 +84,10 @@ class Answer(Message):
     variant: Variant
     prediction_id: str
     flags: list[Flag]
+    contributions: list[Contribution] | None = Field(
+        None, description="The largest effects first; absent where none were asked for."
+    )
+    explanation: Explanation | None = None
 
 
 class BatchAnswer(Message):
@@ -94,8 +127,8 @@ class Requests:
 
     Attributes:
         features: `<Model>Features`: one field a column, in the order of the schema's inputs.
-        single: `<Model>Request`: `{"features": {...}}`.
-        batch: `<Model>Batch`: `{"instances": [{...}, ...]}`.
+        single: `<Model>Request`: `{"features": {...}, "explain"?}`.
+        batch: `<Model>Batch`: `{"instances": [{...}, ...], "explain"?}`.
     """
 
     features: type[BaseModel]
@@ -116,10 +149,20 @@ def requests_of(schema: Schema, max_batch: int) -> Requests:
         fields[f"field_{position}"] = _field(name, column)
     features = create_model(f"{prefix}Features", __base__=Message, __doc__=f"A row for {schema.model}.", **fields)
     single = create_model(
-        f"{prefix}Request", __base__=Message, __doc__="One row to answer.", features=(features, Field())
+        f"{prefix}Request",
+        __base__=Message,
+        __doc__="One row to answer.",
+        features=(features, Field()),
+        explain=(Explain, None),
     )
     instances = Annotated[list[features], FailFast(), Field(min_length=1, max_length=max_batch)]  # type: ignore[valid-type]
-    batch = create_model(f"{prefix}Batch", __base__=Message, __doc__="Rows to answer.", instances=(instances, Field()))
+    batch = create_model(
+        f"{prefix}Batch",
+        __base__=Message,
+        __doc__="Rows to answer.",
+        instances=(instances, Field()),
+        explain=(Explain, None),
+    )
     return Requests(features, single, batch)
 
 
@@ -143,6 +186,25 @@ def _scalar(value: Any) -> Any:
     raise PydanticCustomError("scalar_type", "Input should be a text, a number or a boolean")
 
 
+def _explained(value: Any) -> int | None:
+    if value is None or isinstance(value, bool):
+        return USUALLY_EXPLAINED if value else None
+    if isinstance(value, int) and 1 <= value <= MOST_EXPLAINED:
+        return value
+    raise PydanticCustomError("explain", f"Input should be a whole number from 1 to {MOST_EXPLAINED}, or true")
+
+
+Explain = Annotated[
+    int | None,
+    BeforeValidator(_explained),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_EXPLAINED}, {"type": "boolean"}],
+            "title": "Explain",
+            "description": f"How many columns' effects to tell, the largest first; true means {USUALLY_EXPLAINED}.",
+        }
+    ),
+]
 _NUMBER = Annotated[float, Strict(), AllowInfNan(False)]
 _TYPES: Mapping[str, Any] = {
     "number": _NUMBER,

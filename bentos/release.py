@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "manifest.json"
 EVIDENCE = "evidence"
+BACKGROUND = "reference/background.json"
+_LINEAR: tuple[Family, ...] = ("linear_regression", "logistic_regression")
 REFERENCE_ROWS = 20_000
 REFERENCE_CHARACTERS = 8_000_000
 GOLDEN_ROWS = 20
@@ -222,14 +224,23 @@ class Release:
         """
         import io
 
+        import numpy as np
         import pandas as pd
 
-        return pd.read_parquet(io.BytesIO(self._read("reference/sample.parquet")))
+        sample = pd.read_parquet(io.BytesIO(self._read("reference/sample.parquet")))
+        # Parquet gives None back for a missing text, which the pipeline does not take for missing.
+        texts = sample.select_dtypes(object)
+        return sample.assign(**{str(name): texts[name].where(texts[name].notna(), np.nan) for name in texts})
 
     @cached_property
     def reference_summary(self) -> dict[str, Any]:
         """Exact figures of all training rows: `rows`, and by column type, missing, quantiles, categories."""
         return cast(dict[str, Any], self._json("reference/summary.json"))
+
+    @cached_property
+    def background(self) -> tuple[float, ...] | None:
+        """Mean of each prepared feature over the reference; None where explanations do not measure from one."""
+        return tuple(self._json(BACKGROUND)) if BACKGROUND in self.manifest["files"] else None
 
     def answer(self, frame: "pd.DataFrame") -> Answers:
         """Answer a typed frame (columns besides the inputs are ignored).
@@ -303,7 +314,7 @@ def write_release(
         "golden.json": _json(golden, in_order=True),
         "metrics.json": _json(figures),
         "training.json": _json(asdict(training)),
-        **_reference(config, train),
+        **_reference(config, train, stored if training.family in _LINEAR else None),
     }
     files |= {f"{EVIDENCE}/{_evidence_file(name, data)}": _evidence_bytes(data) for name, data in evidence.items()}
     digest = _release_digest(
@@ -338,6 +349,14 @@ def add_evidence(directory: Path, name: str, data: Any) -> None:
     (directory / file).write_bytes(content)
     sums = {**release.manifest["files"], file: hashlib.sha256(content).hexdigest()}
     _write_manifest(directory, {**release.manifest, "files": dict(sorted(sums.items()))})
+
+
+def prepare(pipeline: "Pipeline", frame: "pd.DataFrame") -> Any:
+    """Typed rows as the estimator of a fitted pipeline sees them: shape (n, features), dense or CSR."""
+    prepared: Any = frame
+    for _, step in pipeline.steps[:-1]:
+        prepared = step.transform(prepared)
+    return prepared
 
 
 def _release_digest(
@@ -418,8 +437,11 @@ def _require_codes(pipeline: "Pipeline", schema: Schema) -> None:
         raise WorkError(f"the pipeline was fitted on class codes {fitted[:20]}, not on 0 to {len(schema.labels) - 1}")
 
 
-def _reference(config: ModelConfig, train: "pd.DataFrame") -> dict[str, bytes]:
-    """A seeded sample of the training rows as Parquet, and exact figures of all of them as JSON."""
+def _reference(config: ModelConfig, train: "pd.DataFrame", linear: "Pipeline | None") -> dict[str, bytes]:
+    """A seeded sample of the training rows as Parquet, and exact figures of all of them as JSON.
+
+    A linear model's effects are measured from the sample's mean, which is written too: a Bento cannot read Parquet.
+    """
     import io
 
     personal = [name for name, column in config.columns.items() if column.personal]
@@ -432,10 +454,20 @@ def _reference(config: ModelConfig, train: "pd.DataFrame") -> dict[str, bytes]:
     sample.to_parquet(buffer, index=False)
     types = {name: column.type for name, column in config.columns.items()}
     columns = {name: _figures(known[name], types.get(name, "")) for name in known.columns}
-    return {
+    means = {BACKGROUND: _json(_background(linear, sample))} if linear is not None else {}
+    return means | {
         "reference/sample.parquet": buffer.getvalue(),
         "reference/summary.json": _json({"rows": len(known), "sampled": len(sample), "columns": columns}),
     }
+
+
+def _background(pipeline: "Pipeline", sample: "pd.DataFrame") -> list[float]:
+    """Mean of each prepared feature over the rows of a typed sample."""
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        return [_rounded(mean) for mean in np.ravel(prepare(pipeline, sample).mean(axis=0)).tolist()]
 
 
 def _figures(values: "pd.Series[Any]", kind: str) -> dict[str, Any]:

@@ -224,6 +224,15 @@ def test_the_reference_is_a_sample_with_exact_figures_and_without_persons(tmp_pa
     assert b"pseudonym-" not in everything
 
 
+def test_the_reference_is_answered_as_the_rows_that_it_holds(tmp_path: Path) -> None:
+    frame = frame_of("heart_disease")
+    assert frame["thal"].isna().any(), "a category that may be missing"
+    release = write(tmp_path / "r", "heart_disease", "xgboost", train=frame)
+    answered = release.answer(release.reference()).probabilities
+    assert answered is not None
+    np.testing.assert_array_equal(answered, release.answer(frame.reset_index(drop=True)).probabilities)
+
+
 def test_a_release_says_where_it_was_made_without_a_path(wine: Release) -> None:
     manifest = (wine.directory / "manifest.json").read_text()
     assert {"python", "libraries", "kernel"} <= json.loads(manifest).keys()
