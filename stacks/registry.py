@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -217,7 +217,7 @@ def mirror(model: str, *, champion: int | None, previous: int | None, challenger
             if number is None:
                 store.delete_registered_model_alias(model, alias)
             else:
-                store.set_registered_model_alias(model, alias, str(number))
+                _set(store.set_registered_model_alias, model, alias, str(number))
             changed = True
     except MlflowException as error:
         raise refused(f"setting the aliases of '{model}'", error) from error
@@ -233,9 +233,21 @@ def set_tag(model: str, number: int, key: str, value: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client().set_model_version_tag(model, str(number), key, value)
+        _set(client().set_model_version_tag, model, str(number), key, value)
     except MlflowException as error:
         raise refused(f"tagging version {number} of '{model}'", error) from error
+
+
+def _set(write: Callable[..., None], *what: str) -> None:
+    """Write a tag or an alias: of two that write a new one at once MLflow refuses one, which then finds the other's."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        write(*what)
+    except MlflowException as error:
+        if "IntegrityError" not in str(error):
+            raise
+        write(*what)
 
 
 def log_file(model: str, number: int, path: Path, folder: str) -> str:

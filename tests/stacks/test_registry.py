@@ -184,6 +184,17 @@ def test_tags_of_a_version(release: Path, loader: registry.Loader) -> None:
         registry.set_tag("tagged", 7, "state", "archived")
 
 
+def test_tags_that_are_set_at_once_are_set(release: Path, loader: registry.Loader) -> None:
+    number = put("at_once", release, "a", loader)
+
+    def tag(turn: int) -> None:
+        registry.set_tag("at_once", number, f"at-once-{turn // 4}", str(turn % 4))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(tag, range(80)))
+    assert {f"at-once-{key}" for key in range(20)} <= registry.version("at_once", number).tags.keys()
+
+
 def test_the_same_release_registered_at_once_gets_one_number(release: Path, loader: registry.Loader) -> None:
     runs.start_run("at_once")
     with ThreadPoolExecutor(4) as pool:
