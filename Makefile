@@ -4,8 +4,9 @@ MODEL ?= wine
 PYTHON ?=
 VENV := .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
+SMALL := -n 2 --dist loadfile --no-loadscope-reorder -m "not prove and not bench"
 .DEFAULT_GOAL := help
-.PHONY: help install run up deployments test prove check format bench lock clean
+.PHONY: help install run up deployments test coverage prove check format bench bench-serve bench-judge bench-batch bench-drift bench-stream lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,11 +23,14 @@ up: install ## Start Prefect server, worker and MLflow UI on this clone's state;
 deployments: install ## Write prefect.yaml from models/*.yaml
 	@$(BIN)/python -m flows.deployments
 
-test: install ## Show every guarantee once, small (15 minutes at most), with coverage
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not prove and not bench" --cov --cov-report=term:skip-covered
+test: install ## Show every guarantee once, small (15 minutes at most)
+	@$(BIN)/python -m pytest $(SMALL)
+
+coverage: install ## The same, with the share of lines that the tests' own processes reach
+	@$(BIN)/python -m pytest $(SMALL) --cov --cov-report=term:skip-covered
 
 prove: install ## Run the counts that issues name and write docs/proof.md
-	@$(BIN)/python -m pytest -m prove --proof=docs/proof.md --timeout=1800
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m prove --proof=docs/proof.md --timeout=1800
 
 check: install ## Lint, types, room contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -36,6 +40,21 @@ format: install ## Format and fix what ruff can
 
 bench: install ## Measure: tables and JSON, ratios and medians in one run
 	@for each in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$each .py) || exit 1; done
+
+bench-serve: install ## Measure the service against MLflow's and an echo (needs wrk; 10 minutes)
+	@$(BIN)/python -m benchmarks.serve
+
+bench-judge: install ## Measure judging a million scored rows (2 minutes)
+	@$(BIN)/python -m benchmarks.judge
+
+bench-batch: install ## Measure batch scoring of a million rows, logged (1 minute)
+	@$(BIN)/python -m benchmarks.batch
+
+bench-drift: install ## Measure drift on a million rows against Evidently on the raw frames (2 minutes)
+	@$(BIN)/python -m benchmarks.drift
+
+bench-stream: install ## Watch two years of bike sharing and draw docs/bike_sharing.png (3 minutes)
+	@$(BIN)/python -m benchmarks.stream
 
 lock: install ## Resolve requirements.lock anew (versions and hashes, no index address)
 	@$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes --python-version 3.11 \

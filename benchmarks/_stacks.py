@@ -1,6 +1,8 @@
-"""A home of its own for a benchmark, and stacks in it that are equal but for the orchestrator."""
+"""A home of its own for a benchmark, stacks in it that are equal but for the orchestrator, and how they compare."""
 
+import json
 import os
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,3 +55,25 @@ def in_turn(run: Callable[[], object], stacks: Sequence[str], rounds: int) -> di
             run()
             times.append(time.perf_counter() - start)
     return seconds
+
+
+def compare(bench: str, seconds: Mapping[str, Sequence[float]], ours: str, shown: str, limit: float) -> int:
+    """Print the ratio to ZenML's orchestrator, which is the median of those of neighbouring runs, and the JSON line.
+
+    Args:
+        bench: Name of the benchmark.
+        seconds: Of each counted run, by stack; ZenML's is `zenml`.
+        ours: Our stack.
+        shown: What ours is called in the JSON object.
+        limit: Largest ratio that is good.
+
+    Returns:
+        1 when the ratio is above the limit.
+    """
+    ratio = statistics.median(mine / theirs for mine, theirs in zip(seconds[ours], seconds["zenml"], strict=True))
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    print(f"ratio {ratio:.2f} (at most {limit})")
+    figures = {"zenml_s": medians["zenml"], f"{shown}_s": medians[ours], "ratio": ratio, "limit": limit}
+    rounds = len(seconds[ours])
+    print(json.dumps({"bench": bench, "rounds": rounds, **{k: round(v, 4) for k, v in figures.items()}}))
+    return 0 if ratio <= limit else 1

@@ -6,13 +6,12 @@ median of the ratios of neighbouring runs, so that a machine that gets busier ha
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks._stacks import add_stacks, in_turn, own_home
+from benchmarks._stacks import add_stacks, compare, in_turn, own_home
 
 LIMIT = 1.6
 WARM_UP = 2
@@ -31,15 +30,11 @@ def main() -> int:
         seconds = in_turn(nothing_chain, ("zenml", "local"), WARM_UP + given.rounds)
     seconds = {name: times[WARM_UP:] for name, times in seconds.items()}
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(seconds["local"], seconds["zenml"], strict=True))
     print(f"{'orchestrator':<16}{'median s':>10}{'fastest s':>11}{'ms a step':>11}")
     for name, label in (("zenml", "zenml local"), ("local", "prefect")):
         row = (medians[name], min(seconds[name]), 1000 * medians[name] / STEPS)
         print(f"{label:<16}{row[0]:>10.3f}{row[1]:>11.3f}{row[2]:>11.1f}")
-    print(f"ratio {ratio:.2f} (at most {LIMIT})")
-    figures = {"zenml_s": medians["zenml"], "prefect_s": medians["local"], "ratio": ratio, "limit": LIMIT}
-    print(json.dumps({"bench": "chain", "rounds": given.rounds, **{k: round(v, 4) for k, v in figures.items()}}))
-    return 0 if ratio <= LIMIT else 1
+    return compare("chain", seconds, "local", "prefect", LIMIT)
 
 
 if __name__ == "__main__":

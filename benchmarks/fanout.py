@@ -6,13 +6,12 @@ process that the others are forked from, is not counted. The ratio is the median
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks._stacks import add_stacks, in_turn, own_home
+from benchmarks._stacks import add_stacks, compare, in_turn, own_home
 
 LIMIT = 0.6
 STACKS = {"zenml": "zenml local", "parallel": "prefect, parallel"}
@@ -31,14 +30,10 @@ def main() -> int:
         seconds = in_turn(fan_out, tuple(STACKS), 1 + given.rounds)
     first = {name: times.pop(0) for name, times in seconds.items()}
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(seconds["parallel"], seconds["zenml"], strict=True))
     print(f"{'orchestrator':<20}{'median s':>10}{'fastest s':>11}{'first s':>9}")
     for name, label in STACKS.items():
         print(f"{label:<20}{medians[name]:>10.2f}{min(seconds[name]):>11.2f}{first[name]:>9.2f}")
-    print(f"ratio {ratio:.2f} (at most {LIMIT})")
-    figures = {"zenml_s": medians["zenml"], "parallel_s": medians["parallel"], "ratio": ratio, "limit": LIMIT}
-    print(json.dumps({"bench": "fanout", "rounds": given.rounds, **{k: round(v, 4) for k, v in figures.items()}}))
-    return 0 if ratio <= LIMIT else 1
+    return compare("fanout", seconds, "parallel", "parallel", LIMIT)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,11 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from starlette.responses import Response
-
+from bentos.reply import Reply
 from models.errors import ConfigError
 from stacks.home import home_dir
 
 if TYPE_CHECKING:
-    from prometheus_client import Counter
-
     from stacks.keys import Key, KeyReader, KeyRing
 
 Scope = MutableMapping[str, Any]
@@ -66,14 +63,13 @@ class Denial:
     key: str | None = None
     retry_after: int | None = None
 
-    def response(self) -> Response:
+    def reply(self) -> Reply:
         """The answer, in the form of all refusals; it repeats nothing of the request."""
         place = ["header", "authorization"] if self.status == 401 or self.key else []
         detail = [{"loc": place, "msg": self.said, "type": self.reason}]
-        headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
-        if self.retry_after is not None:
-            headers["Retry-After"] = str(self.retry_after)
-        return Response(json.dumps({"detail": detail}), self.status, headers, "application/json")
+        demand = ((b"www-authenticate", b"Bearer"),) if self.status == 401 else ()
+        body = json.dumps({"detail": detail}).encode()
+        return Reply(self.status, body, self.retry_after, self.reason, extra=demand)
 
 
 @dataclass
@@ -118,13 +114,15 @@ class Access:
         """Read the keys again, where there is a database by now; without one nothing of it is imported."""
         fault: str | None = None
         try:
-            if self._reader is None and has_database():
+            reader = self._reader
+            if reader is None and has_database():
                 from stacks.keys import KeyReader
 
-                self._reader = KeyReader(clock=self._clock)
-            if self._reader:
-                self._reader.refresh()
-                fault = self._reader.fault
+                reader = KeyReader(clock=self._clock)
+            if reader:
+                reader.refresh()
+                # Only now: a request in between would find a reader that has read nothing.
+                self._reader, fault = reader, reader.fault
         except ImportError as error:
             fault = f"the access keys cannot be read: {error.name} is not installed"
         self._looked = True
@@ -178,6 +176,7 @@ class Access:
         found = ring.check(presented, self._now())
         if isinstance(found, str):
             return Denial(401, found, _UNFIT[found])
+        scope["gauntlet.key"] = found.name
         return self._too_often(found) or _not_allowed(found, path)
 
     def _without_keys(self, ring: "KeyRing | None", presented: str, local: bool) -> Denial | None:
@@ -206,30 +205,6 @@ class Access:
         while True:
             time.sleep(EVERY_SECONDS)
             self.refresh()
-
-
-class AccessMiddleware:
-    """Asks an `Access` before anything else sees a request; added to the service, it covers BentoML's routes."""
-
-    def __init__(self, app: App, access: Access) -> None:
-        """Wrap an ASGI app."""
-        self._app = app
-        self._access = access
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it."""
-        denial = self._access.judge(scope) if scope["type"] in ("http", "websocket") else None
-        if denial is None:
-            await self._app(scope, receive, send)
-            return
-        refusals().labels(denial.reason).inc()
-        log.warning(
-            "refused with %d (%s): %s, key %s", denial.status, denial.reason, _shown(scope["path"]), denial.key or "-"
-        )
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-        else:
-            await denial.response()(scope, receive, send)
 
 
 def has_database() -> bool:
@@ -263,23 +238,9 @@ def presented_key(scope: Scope) -> str:
     return headers.get(b"x-api-key", "").strip()
 
 
-@lru_cache(maxsize=1)
-def refusals() -> "Counter":
-    """The counter of refused requests; made late, since its home is an environment variable of BentoML's worker."""
-    from prometheus_client import Counter
-
-    return Counter("gauntlet_refusals", "Requests that were refused before a model saw them.", ["reason"])
-
-
 def _not_allowed(key: "Key", path: str) -> Denial | None:
     match = _ROUTE.fullmatch(path)
     wanted = "outcome" if match and match[1] == "outcomes" else "predict"
     if key.role in (wanted, "admin") or path in _ANY_ROLE:
         return None
     return Denial(403, "role", f"this takes a key of the role {wanted} or admin; this key's is {key.role}", key.name)
-
-
-def _shown(path: str) -> str:
-    """A path as it may be logged: a caller may write anything into it."""
-    match = _ROUTE.fullmatch(path)
-    return f"/{match[1]}" if match else path if path in _ANY_ROLE else "another path"

@@ -1,6 +1,6 @@
 """Why an answer is what it is: signed effects of the raw columns that add up to the model's output."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -10,6 +10,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from bentos.cells import widths
 from bentos.features import DerivedColumns
 from bentos.inputs import plain_rows, typed_rows
 from bentos.release import prepare
@@ -28,7 +29,10 @@ Scale = Literal["log-odds", "probability", "value"]
 TOLERANCE = 1e-5
 TOKENS = 5
 VALUE_CHARACTERS = 200
+MOST_ROWS = 10_000
 _CELLS = 1 << 22  # Effects of prepared features that are held at once.
+_DENSE = 1 << 16  # Cells up to which shares are kept dense: one row is then many times as fast.
+_BUDGET = 1 << 28  # Cells of a forest that one request may cost: about ten seconds of one core.
 
 
 class NotExplainable(WorkError):
@@ -220,14 +224,14 @@ class Explainer:
     Attributes:
         release: The Release.
         method: How effects of prepared features are found.
-        shares: Shape (features, columns), sparse: what part of a prepared feature's effect is a raw column's. A derived
-            column is read from one raw column or two, which share its effect evenly.
+        shares: Shape (features, columns), sparse where large: what part of a prepared feature's effect is a raw
+            column's. A derived column is read from one raw column or two, which share its effect evenly.
         terms: By text column.
     """
 
     release: "Release"
     method: Method
-    shares: csr_matrix
+    shares: Any
     terms: dict[str, _Terms]
 
     @classmethod
@@ -242,8 +246,10 @@ class Explainer:
         cells = [(feature, columns[name], 1 / len(read)) for feature, read in enumerate(sources) for name in read]
         rows, places, parts = (np.array(line) for line in zip(*cells, strict=True))
         shares = csr_matrix((parts, (rows, places)), shape=(len(sources), len(columns)))
+        if len(sources) * len(columns) <= _DENSE:
+            shares = shares.toarray()
         explainer = cls(release, _method(release, len(sources)), shares, _terms(release.pipeline))
-        explainer._require_additive()
+        explainer._require_sums()
         return explainer
 
     def attribute(self, frame: "pd.DataFrame", answers: "Answers") -> Attribution:
@@ -257,21 +263,68 @@ class Explainer:
 
     def explain(self, frame: "pd.DataFrame", answers: "Answers", k: int) -> list[Explanation]:
         """The k largest effects on each answer that the Release gave to the rows of a typed frame."""
-        inputs, codes = self.release.schema.inputs, self._codes(answers)
-        values, told = plain_rows(frame, inputs), list[Explanation]()
+        codes, told = self._codes(answers), list[Explanation]()
+        values = plain_rows(frame, self.release.schema.inputs)
         for prepared, base, features in self._parts(frame, codes):
-            dense = _dense(prepared) if self.terms else prepared
-            for row, effects in enumerate(features @ self.shares):
-                largest = np.argsort(-np.abs(effects), kind="stable")[:k]
-                names = [list(inputs)[place] for place in largest]
-                tokens = {n: self.terms[n].tokens(dense[row], features[row]) for n in names if n in self.terms}
-                cells = values[len(told)]
-                contributions = tuple(
-                    Contribution(name, _short(cells[name]), float(effects[place]), tokens.get(name))
-                    for name, place in zip(names, largest, strict=True)
-                )
-                output = float(base[row] + effects.sum())
-                told.append(Explanation(self._label(codes[len(told)]), float(base[row]), output, contributions))
+            rows = slice(len(told), len(told) + len(base))
+            told += self._explanations(prepared, values[rows], codes[rows], base, features, k)
+        return told
+
+    def explain_prepared(
+        self, prepared: Array, values: Sequence[Mapping[str, Any]], answers: "Answers", k: int
+    ) -> list[Explanation]:
+        """The same of rows as the estimator sees them, shape (n, features).
+
+        Args:
+            prepared: See `bentos.quick.Quick.prepare`.
+            values: The rows as they are told, by input; see `bentos.quick.Quick.plain`.
+            answers: What the Release, or its fast path, said to them.
+            k: How many effects.
+        """
+        codes, told = self._codes(answers), list[Explanation]()
+        for start in range(0, len(prepared), self._most):
+            rows = slice(start, start + self._most)
+            base, features = self.method.effects(prepared[rows], codes[rows])
+            told += self._explanations(prepared[rows], values[rows], codes[rows], base, features, k)
+        return told
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of one request that can be explained in about ten seconds, 10,000 at most."""
+        size = self.method.shap.size if isinstance(self.method, Forest) else 1
+        return max(1, min(MOST_ROWS, _BUDGET // size))
+
+    def told(self, explanations: Sequence[Explanation]) -> list[dict[str, Any]]:
+        """Explanations as answers carry them: `contributions` and `explanation`."""
+        how = {"method": self.method.name, "scale": self.method.scale}
+        return [
+            {
+                "contributions": [_contribution(part) for part in explanation.contributions],
+                "explanation": ({} if explanation.label is None else {"label": explanation.label})
+                | {"base": explanation.base, "output": explanation.output, **how},
+            }
+            for explanation in explanations
+        ]
+
+    def _explanations(
+        self,
+        prepared: Any,
+        values: Sequence[Mapping[str, Any]],
+        codes: Array,
+        base: Array,
+        features: Array,
+        k: int,
+    ) -> list[Explanation]:
+        names, told = list(self.release.schema.inputs), []
+        dense = _dense(prepared) if self.terms else prepared
+        for row, effects in enumerate(features @ self.shares):
+            contributions = []
+            for place in np.argsort(-np.abs(effects), kind="stable")[:k].tolist():
+                name = names[place]
+                tokens = self.terms[name].tokens(dense[row], features[row]) if name in self.terms else None
+                contributions.append(Contribution(name, _short(values[row][name]), float(effects[place]), tokens))
+            output = float(base[row] + effects.sum())
+            told.append(Explanation(self._label(codes[row]), float(base[row]), output, tuple(contributions)))
         return told
 
     def _label(self, code: int) -> str | None:
@@ -286,23 +339,37 @@ class Explainer:
 
     def _parts(self, frame: "pd.DataFrame", codes: Array) -> Iterator[tuple[Any, Array, Array]]:
         """Prepared rows, base and effects of prepared features, as many rows at a time as memory should hold."""
-        most = max(1, _CELLS // (self.shares.shape[0] * max(1, len(self.release.schema.labels))))
-        for start in range(0, len(frame), most):
-            prepared = prepare(
-                self.release.pipeline, frame[list(self.release.schema.inputs)].iloc[start : start + most]
-            )
-            yield prepared, *self.method.effects(prepared, codes[start : start + most])
+        inputs = frame[list(self.release.schema.inputs)]
+        for start in range(0, len(frame), self._most):
+            rows = slice(start, start + self._most)
+            prepared = prepare(self.release.pipeline, inputs.iloc[rows])
+            yield prepared, *self.method.effects(prepared, codes[rows])
 
-    def _require_additive(self) -> None:
-        inputs = self.release.schema.inputs
-        frame = typed_rows([list(golden.inputs.values()) for golden in self.release.golden], inputs).frame
-        answers = self.release.answer(frame)
-        told = self.attribute(frame, answers)
-        outputs = self.method.outputs(prepare(self.release.pipeline, frame[list(inputs)]))
-        expected = outputs[np.arange(len(frame)), told.codes]
-        gap = np.abs(told.base + told.effects.sum(axis=1) - expected)
+    @property
+    def _most(self) -> int:
+        """Rows whose effects are held at once."""
+        return max(1, _CELLS // (self.shares.shape[0] * max(1, len(self.release.schema.labels))))
+
+    def require_additive(self, frame: "pd.DataFrame", told: Attribution) -> Array:
+        """Check that base and effects of typed rows add up to the model's output.
+
+        Returns:
+            Shape (n, k): the outputs of all classes; (n, 1) in a regression.
+
+        Raises:
+            NotExplainable: They do not; the message names the largest gap.
+        """
+        outputs = self.method.outputs(prepare(self.release.pipeline, frame[list(self.release.schema.inputs)]))
+        gap = np.abs(told.base + told.effects.sum(axis=1) - outputs[np.arange(len(frame)), told.codes])
         if not (gap <= TOLERANCE * (np.abs(told.base) + np.abs(told.effects).sum(axis=1))).all():
             raise NotExplainable(f"effects and base do not add up to the model's output ({gap.max():.3g} beside it)")
+        return outputs
+
+    def _require_sums(self) -> None:
+        rows = [list(golden.inputs.values()) for golden in self.release.golden]
+        frame = typed_rows(rows, self.release.schema.inputs).frame
+        answers = self.release.answer(frame)
+        outputs = self.require_additive(frame, self.attribute(frame, answers))
         if answers.probabilities is None:
             return
         shares = _softmax(outputs) if self.method.scale == "log-odds" else outputs
@@ -365,20 +432,12 @@ def _through(part: Any, sources: Sequence[tuple[str, ...]]) -> list[tuple[str, .
     elif isinstance(part, SimpleImputer) and part.keep_empty_features:
         made += [made[place] for place in part.indicator_.features_] if part.add_indicator else []
     elif isinstance(part, OneHotEncoder) and part.drop is None:
-        made = [source for source, width in zip(made, _widths(part), strict=True) for _ in range(width)]
+        made = [source for source, width in zip(made, widths(part), strict=True) for _ in range(width)]
     elif isinstance(part, TextTfidf):
         made = made * len(part.weights_)
     elif not isinstance(part, StandardScaler):
         raise NotExplainable(f"what {type(part).__name__} makes of a column is not known to explanations")
     return made
-
-
-def _widths(encoder: OneHotEncoder) -> list[int]:
-    """Of each category column, how many features it becomes: rare categories share one."""
-    known = [len(categories) for categories in encoder.categories_]
-    if (rare := getattr(encoder, "infrequent_categories_", None)) is None:
-        return known
-    return [count if few is None else count - len(few) + 1 for count, few in zip(known, rare, strict=True)]
 
 
 def _terms(pipeline: Pipeline) -> dict[str, _Terms]:
@@ -403,6 +462,13 @@ def _softmax(scores: Array) -> Array:
 
 def _dense(prepared: Any) -> Array:
     return np.asarray(prepared.toarray() if issparse(prepared) else prepared)
+
+
+def _contribution(part: Contribution) -> dict[str, Any]:
+    told = {"column": part.column, "value": part.value, "effect": part.effect}
+    if part.tokens is None:
+        return told
+    return told | {"tokens": [{"token": token.token, "effect": token.effect} for token in part.tokens]}
 
 
 def _short(value: Any) -> Any:

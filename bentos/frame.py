@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from models.config import Column, Scalar
+from models.config import Column
+from models.section import Scalar
 
 TRUE = frozenset({"true", "yes", "t", "y", "1"})
 FALSE = frozenset({"false", "no", "f", "n", "0"})
@@ -83,6 +84,11 @@ def categories(column: Column) -> tuple[str, ...]:
     """The declared categories in canonical form, in the YAML's order; empty where none are declared."""
     canonical = _canonical(column)
     return tuple(text for value in column.categories or () if (text := canonical(value)) is not None)
+
+
+def markers(column: Column) -> frozenset[float]:
+    """The numbers that mean missing in a column of numbers."""
+    return frozenset(number for value in column.missing_values if (number := _number(value)) is not None)
 
 
 def canonical_text(value: Any) -> str:

@@ -1,11 +1,14 @@
 """What the service takes and answers: pydantic classes made from a Release's schema, shown in its OpenAPI."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AllowInfNan,
     BaseModel,
     BeforeValidator,
@@ -22,6 +25,7 @@ from bentos.schema import Schema
 from models.config import Column
 
 MAX_TEXT = 1_000_000
+MAX_ENTITY = 200
 MOST_EXPLAINED, USUALLY_EXPLAINED = 20, 5
 Variant = Literal["champion", "canary", "shadow"]
 
@@ -105,6 +109,21 @@ class Health(Message):
     variant: Variant
     since: str = Field(description="When this process began to serve it; ISO 8601, UTC.")
     digest: str = Field(description="The Release digest.")
+    log: Literal["ok", "unavailable"] = Field(description="Whether answers can be logged, without which none is given.")
+
+
+class Standing(Message):
+    """What answers for one model."""
+
+    model: str
+    version: int | None = Field(description="Null while nothing answers for it.")
+    resident: bool = Field(description="Whether it is in memory; else it comes back when it is asked.")
+
+
+class Models(Message):
+    """The models of a service."""
+
+    models: list[Standing]
 
 
 class Fault(Message):
@@ -127,8 +146,8 @@ class Requests:
 
     Attributes:
         features: `<Model>Features`: one field a column, in the order of the schema's inputs.
-        single: `<Model>Request`: `{"features": {...}, "explain"?}`.
-        batch: `<Model>Batch`: `{"instances": [{...}, ...], "explain"?}`.
+        single: `<Model>Request`: `{"features": {...}, "explain"?, "entity"?, "at"?}`.
+        batch: `<Model>Batch`: `{"instances": [{...}, ...], "explain"?, "entity"?, "at"?}`.
     """
 
     features: type[BaseModel]
@@ -154,6 +173,8 @@ def requests_of(schema: Schema, max_batch: int) -> Requests:
         __doc__="One row to answer.",
         features=(features, Field()),
         explain=(Explain, None),
+        entity=(Entity | None, None),
+        at=(At | None, None),
     )
     instances = Annotated[list[features], FailFast(), Field(min_length=1, max_length=max_batch)]  # type: ignore[valid-type]
     batch = create_model(
@@ -162,6 +183,8 @@ def requests_of(schema: Schema, max_batch: int) -> Requests:
         __doc__="Rows to answer.",
         instances=(instances, Field()),
         explain=(Explain, None),
+        entity=(Entity | None, None),
+        at=(At | None, None),
     )
     return Requests(features, single, batch)
 
@@ -186,7 +209,12 @@ def _scalar(value: Any) -> Any:
     raise PydanticCustomError("scalar_type", "Input should be a text, a number or a boolean")
 
 
-def _explained(value: Any) -> int | None:
+def explained(value: Any) -> int | None:
+    """How many effects a request asks for; None for none.
+
+    Raises:
+        PydanticCustomError: It is no such number.
+    """
     if value is None or isinstance(value, bool):
         return USUALLY_EXPLAINED if value else None
     if isinstance(value, int) and 1 <= value <= MOST_EXPLAINED:
@@ -194,14 +222,57 @@ def _explained(value: Any) -> int | None:
     raise PydanticCustomError("explain", f"Input should be a whole number from 1 to {MOST_EXPLAINED}, or true")
 
 
+def moment(text: str) -> str:
+    """The same text where it is a date and time in ISO 8601 form.
+
+    Raises:
+        PydanticCustomError: It is not.
+    """
+    try:
+        datetime.fromisoformat(text if _MOMENT.fullmatch(text) else "")
+    except ValueError:
+        reason = "Input should be a date and time in ISO 8601 form, for example 2026-11-21T16:30:00Z"
+        raise PydanticCustomError("moment", reason) from None
+    return text
+
+
+_MOMENT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})?"
+)
 Explain = Annotated[
     int | None,
-    BeforeValidator(_explained),
+    BeforeValidator(explained),
     WithJsonSchema(
         {
-            "anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_EXPLAINED}, {"type": "boolean"}],
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": MOST_EXPLAINED},
+                {"type": "boolean"},
+                {"type": "null"},
+            ],
             "title": "Explain",
             "description": f"How many columns' effects to tell, the largest first; true means {USUALLY_EXPLAINED}.",
+        }
+    ),
+]
+Entity = Annotated[
+    str,
+    Strict(),
+    Field(
+        min_length=1,
+        max_length=MAX_ENTITY,
+        description="Whom or what the request is about. The same entity is always answered by the same version of those"
+        " that share the traffic, and a person's predictions are found by it; it is stored only as a keyed hash.",
+    ),
+]
+At = Annotated[
+    str,
+    Strict(),
+    AfterValidator(moment),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "description": "When the values were true: ISO 8601 with date and time; UTC where no zone is given.",
         }
     ),
 ]

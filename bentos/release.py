@@ -166,7 +166,9 @@ class Release:
     @cached_property
     def config(self) -> ModelConfig:
         """The resolved configuration that it was made with."""
-        return ModelConfig.model_validate_json(json.dumps(yaml.safe_load(self._read("config.yaml"))))
+        # libyaml's, where PyYAML has it: a service reads this for each model that comes back into memory.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return ModelConfig.model_validate_json(json.dumps(yaml.load(self._read("config.yaml"), loader)))
 
     @cached_property
     def schema(self) -> Schema:
@@ -248,7 +250,11 @@ class Release:
         Raises:
             TooLarge: A row leads to numbers that the model cannot compute with.
         """
-        answers, least = _answer(self.pipeline, self.schema, frame), self.config.serving.abstain_below
+        return self.abstaining(_answer(self.pipeline, self.schema, frame))
+
+    def abstaining(self, answers: Answers) -> Answers:
+        """The same answers, without those labels that are less probable than `serving.abstain_below`."""
+        least = self.config.serving.abstain_below
         if answers.probabilities is None or least is None:
             return answers
         return replace(answers, abstained=answers.probabilities.max(axis=1) < least)
@@ -376,18 +382,30 @@ def _release_digest(
 
 
 def _answer(pipeline: "Pipeline", schema: Schema, frame: "pd.DataFrame") -> Answers:
-    import numpy as np
 
     prepared: Any = frame[list(schema.inputs)]
     for _, step in pipeline.steps[:-1]:
         prepared = step.transform(prepared)
         _require_computable(prepared)
-    estimator = pipeline.steps[-1][1]
+    return told(schema, estimated(pipeline.steps[-1][1], schema, prepared))
+
+
+def estimated(estimator: Any, schema: Schema, prepared: Any) -> "np.ndarray[Any, Any]":
+    """What an estimator says to prepared rows: shape (n, k), probabilities, or (n,), numbers; float64."""
+    import numpy as np
+
     if schema.task == "regression":
-        return Answers(np.asarray(estimator.predict(prepared), dtype=np.float64).reshape(-1), None)
-    probabilities = np.asarray(estimator.predict_proba(prepared), dtype=np.float64)
-    labels = np.array(schema.labels, dtype=object)
-    return Answers(labels[probabilities.argmax(axis=1)], probabilities)
+        return np.asarray(estimator.predict(prepared), dtype=np.float64).reshape(-1)
+    return np.asarray(estimator.predict_proba(prepared), dtype=np.float64)
+
+
+def told(schema: Schema, estimates: "np.ndarray[Any, Any]") -> Answers:
+    """The answers that estimates of shape (n, k), probabilities, or (n,), numbers, are."""
+    import numpy as np
+
+    if schema.task == "regression":
+        return Answers(estimates, None)
+    return Answers(np.array(schema.labels, dtype=object)[estimates.argmax(axis=1)], estimates)
 
 
 def _require_computable(prepared: Any) -> None:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from models.config import Column, ModelConfig, Section
+from models.config import Column, ModelConfig
 from models.errors import DataError
+from models.section import Section
 
 if TYPE_CHECKING:
     import pandas as pd

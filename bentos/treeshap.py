@@ -53,31 +53,34 @@ class _Grove:
             WorkError: No training weight went some way, so that what it leads to is undefined.
         """
         starts = np.cumsum([1, *(tree.node_count for tree in trees)])
-        left, right = (_children(trees, starts, side) for side in ("children_left", "children_right"))
-        levels = list(_levels(left, right, starts[:-1]))
-        order = np.concatenate([[0], *levels])
+        left, right = (children(trees, starts, side) for side in ("children_left", "children_right"))
+        found = list(levels(left, right, starts[:-1]))
+        order = np.concatenate([[0], *found])
         above = np.zeros(len(left), dtype=np.int64)
         inner = np.flatnonzero(left > 0)
         above[left[inner]] = above[right[inner]] = inner
         place = np.empty(len(left), dtype=np.int64)
         place[order] = np.arange(len(order))
         parents, edge = place[above[order]], above[order] > 0
-        features = np.where(edge, _joined(trees, "feature", -1)[above[order]], -1)
+        features = np.where(edge, joined(trees, "feature", -1)[above[order]], -1)
         previous = _previous(features, parents)
-        weight = _joined(trees, "weighted_n_node_samples", 1.0)
+        weight = joined(trees, "weighted_n_node_samples", 1.0)
         if not (weight > 0).all():
             raise WorkError("a branch of the forest has no training weight")
         shares = np.where(edge, weight[order] / weight[above[order]], 1.0)
-        ends = np.cumsum([1, *map(len, levels)])
+        ends = np.cumsum([1, *map(len, found)])
         slices = [slice(start, end) for start, end in itertools.pairwise(ends[1:])]
         for level in slices:
             shares[level] *= shares[previous[level]]
         values = np.concatenate([np.zeros((1, trees[0].value.shape[2])), *(tree.value[:, 0, :] for tree in trees)])
-        # A path tests no more features than it has edges: half as many points integrate its polynomial exactly.
-        points, weights = np.polynomial.legendre.leggauss(max(1, (len(slices) + 1) // 2))
+        tested = (edge & (previous == 0)).astype(np.int64)
+        for level in slices:
+            tested[level] += tested[parents[level]]
+        # Half as many points as a path tests features integrate its polynomial exactly.
+        points, weights = np.polynomial.legendre.leggauss(max(1, (int(tested.max()) + 1) // 2))
         return cls(
             features=np.maximum(features, 0),
-            thresholds=np.where(edge, _joined(trees, "threshold", np.inf)[above[order]], np.inf),
+            thresholds=np.where(edge, joined(trees, "threshold", np.inf)[above[order]], np.inf),
             left=~edge | (order == left[above[order]]),
             parents=parents,
             previous=previous,
@@ -131,6 +134,11 @@ class ForestShap:
     base: Array
     groves: tuple[_Grove, ...]
 
+    @property
+    def size(self) -> int:
+        """Cells that are computed for one row: its time is in proportion."""
+        return sum(len(grove.shares) * len(grove.points) for grove in self.groves)
+
     @classmethod
     def of(cls, forest: Any) -> Self:
         """Lay out a fitted RandomForestClassifier or RandomForestRegressor; rows may hold no missing numbers.
@@ -160,11 +168,12 @@ def _groups(trees: Sequence[Any]) -> Iterator[list[Any]]:
     yield group
 
 
-def _joined(trees: Sequence[Any], name: str, first: float) -> Array:
+def joined(trees: Sequence[Any], name: str, first: float) -> Array:
+    """Shape (nodes,): an attribute of all nodes of scikit-learn's trees, after one that belongs to no tree."""
     return np.concatenate([[first], *(getattr(tree, name) for tree in trees)])
 
 
-def _children(trees: Sequence[Any], starts: Array, side: str) -> Array:
+def children(trees: Sequence[Any], starts: Array, side: str) -> Array:
     """Shape (nodes,): place of each node's child, 0 for none."""
     found = [
         np.where((child := getattr(tree, side)) < 0, 0, child + at) for tree, at in zip(trees, starts, strict=False)
@@ -172,7 +181,8 @@ def _children(trees: Sequence[Any], starts: Array, side: str) -> Array:
     return np.concatenate([[0], *found]).astype(np.int64)
 
 
-def _levels(left: Array, right: Array, roots: Array) -> Iterator[Array]:
+def levels(left: Array, right: Array, roots: Array) -> Iterator[Array]:
+    """Places of the nodes of each level, from the roots, siblings side by side; a leaf has child 0."""
     level = roots
     while level.size:
         yield level

@@ -4,18 +4,15 @@ import atexit
 import functools
 import gc
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from models.errors import ConfigError, GauntletError, bounded
+from stacks.orchestrator.ctrl_c import noted_interrupt
 
 app = typer.Typer(
     help="One YAML file per model; every challenger runs the gauntlet; one champion serves.",
@@ -31,6 +28,8 @@ app.add_typer(key_app, name="key")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Model = Annotated[str, typer.Argument(help="Name of a YAML in models/.", metavar="MODEL")]
+Version = Annotated[int, typer.Argument(help="Number of one of its versions.", metavar="VERSION", min=1)]
+Why = Annotated[str, typer.Option(help="Reason, for the ledger.")]
 Stack = Annotated[str | None, typer.Argument(help="Name of a file in stacks/; local when left out.")]
 Settings = Annotated[
     list[str], typer.Option("--set", help="key=value on top of the YAML, for example tuning.trials=10.")
@@ -42,7 +41,7 @@ def reported(function: Callable[..., int | None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(*args: Any, **options: Any) -> None:
-        with _ctrl_c_remembered() as pressed:
+        with noted_interrupt() as pressed:
             try:
                 _speak()
                 code = function(*args, **options) or 0
@@ -59,26 +58,6 @@ def reported(function: Callable[..., int | None]) -> Callable[..., None]:
         raise typer.Exit(code)
 
     return command
-
-
-@contextmanager
-def _ctrl_c_remembered() -> Iterator[Callable[[], bool]]:
-    """Tell whether Ctrl-C was pressed: what it interrupts may fail in words of its own, a request for example."""
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield lambda: False
-        return
-    seen = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        seen.set()
-        previous(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield seen.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _speak() -> None:
@@ -206,15 +185,45 @@ def show(
 @app.command()
 @reported
 def history(
-    model: Model,
-    at: Annotated[str | None, typer.Option(help="A time (ISO 8601): who was champion then?")] = None,
+    model: Annotated[str | None, typer.Argument(help="Name of a YAML in models/; or --all.", metavar="MODEL")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="A time (ISO 8601; local where it names no zone): who was champion then?")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="The whole ledger; with --json as it is hashed, for an audit.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the ledger of a model."""
-    from flows.views import print_history
+    """Show the ledger of a model, or the whole."""
+    from flows.history import print_history
 
-    print_history(model, at, as_json)
+    print_history(model, at, everything, as_json)
+
+
+@app.command()
+@reported
+def promote(
+    model: Model,
+    version: Version,
+    why: Why,
+    override: Annotated[list[str], typer.Option(help="A gate that may fail; recorded. Can be repeated.")] = [],  # noqa: B006
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a version champion: its gates are checked again; so a challenger that waits is approved."""
+    from flows.decide import print_decision, promote_by_hand
+
+    print_decision(promote_by_hand(model, version, why, override), as_json)
+
+
+@app.command()
+@reported
+def reject(model: Model, version: Version, why: Why, as_json: Json = False, debug: Debug = False) -> None:
+    """Refuse a challenger that waits for a person."""
+    from flows.decide import print_decision, reject_by_hand
+
+    print_decision(reject_by_hand(model, version, why), as_json)
 
 
 @app.command()
@@ -231,6 +240,104 @@ def rollback(
     from flows.views import print_rollback
 
     print_rollback(roll_back(model, to, why), as_json)
+
+
+@app.command()
+@reported
+def monitor(
+    model: Model,
+    check: Annotated[
+        list[str],
+        typer.Option(help="performance, quality, drift, prediction_drift or fairness; all by default."),
+    ] = [],  # noqa: B006
+    window: Annotated[
+        str | None, typer.Option(help="How far back each check looks: 7d, 12h, 30m; as the YAML says by default.")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Where the windows end (ISO 8601; local where it names no zone); now by default.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Look at the champion now: performance, quality, drift, fairness; 0 also when there is trouble."""
+    from flows.watch import look_at, print_look
+
+    print_look(look_at(model, check, window, at, quiet=as_json), as_json)
+
+
+@app.command()
+@reported
+def report(
+    model: Model,
+    versions: Annotated[
+        str | None, typer.Option(help="One version, or two as A,B: B beside A. The last decision when left out.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="html: one page; md: for a pull request.")] = "html",
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; MODEL-report.html, or for md the terminal, when left out.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Report a decision: challenger beside champion, gates, plots, explanations."""
+    from flows.report import write_report
+
+    write_report(model, versions, form, output, as_json)
+
+
+@app.command()
+@reported
+def predict(
+    model: Model,
+    input: Annotated[str, typer.Option(help="A CSV or Parquet file, or a database URL (passwords as ${VARIABLE}).")],
+    output: Annotated[str, typer.Option(help="Likewise; its run's state lies beside it, in <output>.run.")],
+    query: Annotated[str | None, typer.Option(help="What an input database is asked; in a fixed order.")] = None,
+    table: Annotated[
+        str | None, typer.Option(help="Table of an output database that the answers are added to.")
+    ] = None,
+    keep: Annotated[list[str], typer.Option(help="Input column to hand on; a personal one as a pseudonym.")] = [],  # noqa: B006
+    key: Annotated[list[str], typer.Option(help="Input column to hand on in clear, even a personal one.")] = [],  # noqa: B006
+    separator: Annotated[str, typer.Option(help="Between the cells of an input CSV.")] = ",",
+    on_bad_row: Annotated[str, typer.Option(help="stop, or skip: leave bad rows out and report them.")] = "stop",
+    force: Annotated[bool, typer.Option("--force", help="Begin anew where another output is in the way.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Answer all rows of a table with the champion; the same command goes on where it was interrupted."""
+    from flows.batch import predict_table
+
+    order = {"model": model, "input": input, "output": output, "query": query, "table": table, "separator": separator}
+    predict_table(order | {"keep": tuple(keep), "key": tuple(key)}, on_bad_row, force, as_json)
+
+
+@app.command()
+@reported
+def retire(
+    model: Model,
+    version: Annotated[int, typer.Argument(help="A version that is neither champion nor previous and does not wait.")],
+    why: Annotated[str, typer.Option(help="Reason, for the ledger.")] = "retired by hand",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Archive a version's evidence and delete its Release and its Bento."""
+    from flows.retire import print_retired, retire_version
+
+    print_retired(retire_version(model, version, why), as_json)
+
+
+@app.command()
+@reported
+def outcomes(
+    model: Model,
+    input: Annotated[str, typer.Option(help="A CSV or Parquet file: prediction_id, outcome and, if known, at.")],
+    separator: Annotated[str, typer.Option(help="Between the cells of a CSV.")] = ",",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Store what turned out to be true of predictions; 1 when nothing of the file could be taken."""
+    from flows.batch import tell_outcomes
+
+    tell_outcomes(model, input, separator, as_json)
 
 
 @stack_app.command("plan")

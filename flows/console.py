@@ -26,7 +26,8 @@ FINISHED = re.compile(r"Step `(.+)` has finished in `(.+)`\.")
 CACHED = re.compile(r"Using cached version of step `(.+)`\.")
 FAILED = re.compile(r"Failed to run step `(.+?)`")
 
-out = Console(highlight=False, soft_wrap=True)
+# A file or a pipe has no width of its own: a table's reasons need more than the 80 columns that Rich would take.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
 err = terminal()
 
 
@@ -108,11 +109,11 @@ def speaks(wanted: Logging) -> str:
     return "json" if logs.wants_json() else wanted.format
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows as a table on stdout."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], whole: int = 0) -> None:
+    """Print rows as a table on stdout; the first `whole` columns are never folded."""
     view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2))
-    for column in columns:
-        view.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        view.add_column(column, overflow="fold", no_wrap=place < whole)
     for row in rows:
         view.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
     out.print(view)

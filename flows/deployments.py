@@ -1,7 +1,8 @@
 """`make deployments`: prefect.yaml, whose entries of models are written from `models/*.yaml` and not by hand.
 
-An entry belongs to a model when it is `train/<name>` and its parameter says the same name. Those are written anew,
-taken out with their model, and what is overwritten is said. Every other entry and key of the file stays.
+An entry belongs to a model when it is `train/<name>`, `predict/<name>` or `monitor/<name>` and its parameter says the
+same name. Those are written anew, taken out with their model, and what is overwritten is said. Every other entry and
+key of the file stays.
 """
 
 import sys
@@ -14,15 +15,21 @@ import yaml
 
 from models.config import ModelConfig, load_model, model_names, models_dir, read_yaml
 from models.errors import ConfigError, GauntletError
+from models.monitoring import CheckName
 from stacks.home import clone_dir
+from steps.watch import CHECKS
 
 POOL = "gauntlet"
 TRAIN = "flows.train.train"
 TRAIN_ALL = "flows.train_all.train_all"
+PREDICT = "flows.predict.predict"
+MONITOR = "flows.monitor.monitor"
+FLOWS = {TRAIN: "train", PREDICT: "predict", MONITOR: "monitor"}
 ALL = "all"
 HEADER = """\
 # Written by `make deployments` from models/*.yaml; a test fails when they differ.
-# Entries and keys of your own stay, comments do not; a change to a model's entry belongs into its YAML (`schedule:`).
+# Entries and keys of your own stay, comments do not; a change to a model's entry belongs into its YAML (`schedule:`,
+# `monitoring.checks`).
 """
 
 
@@ -71,7 +78,8 @@ def render_deployments(path: Path) -> Written:
         ConfigError: A model's YAML is wrong, or the file is no YAML or holds no deployments.
     """
     present = _read(path)
-    wanted = [model_entry(load_model(name).config) for name in model_names()] + [all_entry()]
+    configs = [load_model(name).config for name in model_names()]
+    wanted = [*map(model_entry, configs), all_entry(), *map(predict_entry, configs), *map(monitor_entry, configs)]
     given: list[dict[str, Any]] = present.get("deployments") or []
     old = {_name(entry): entry for entry in given if _is_ours(entry)}
     foreign = [entry for entry in given if not _is_ours(entry)]
@@ -108,6 +116,47 @@ def all_entry() -> dict[str, Any]:
     }
 
 
+def predict_entry(config: ModelConfig) -> dict[str, Any]:
+    """The entry of `predict/<model>`; each run of it is given its input and output."""
+    return {
+        "name": config.name,
+        "description": f"Batch scoring with the champion of {config.name}.",
+        "tags": ["gauntlet", config.name],
+        "entrypoint": PREDICT,
+        "parameters": {"model": config.name},
+        "work_pool": {"name": POOL},
+    }
+
+
+def monitor_entry(config: ModelConfig) -> dict[str, Any]:
+    """The entry of `monitor/<model>`; checks that are due at the same times are one look."""
+    due: dict[tuple[str, str], list[CheckName]] = {}
+    for name in CHECKS:
+        check = config.monitoring.checks.of(name)
+        if check.cron is not None:
+            due.setdefault((check.cron, check.timezone), []).append(name)
+    entry: dict[str, Any] = {
+        "name": config.name,
+        "description": f"Checks of the champion of {config.name}.",
+        "tags": ["gauntlet", config.name],
+        "entrypoint": MONITOR,
+        "parameters": {"model": config.name},
+        "work_pool": {"name": POOL},
+    }
+    if due:
+        entry["schedules"] = [
+            {
+                "slug": "-".join(checks).replace("_", "-"),
+                "cron": cron,
+                "timezone": timezone,
+                "active": True,
+                "parameters": {"checks": list(checks)},
+            }
+            for (cron, timezone), checks in due.items()
+        ]
+    return entry
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
@@ -127,14 +176,14 @@ def _is_ours(entry: Mapping[str, Any]) -> bool:
     if entry.get("entrypoint") == TRAIN_ALL:
         return entry.get("name") == ALL
     return (
-        entry.get("entrypoint") == TRAIN
+        entry.get("entrypoint") in FLOWS
         and isinstance(parameters, dict)
         and parameters.get("model") == entry.get("name")
     )
 
 
 def _name(entry: Mapping[str, Any]) -> str:
-    return f"{'train-all' if entry['entrypoint'] == TRAIN_ALL else 'train'}/{entry['name']}"
+    return f"{FLOWS.get(entry['entrypoint'], 'train-all')}/{entry['name']}"
 
 
 def _notes(

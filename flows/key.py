@@ -6,10 +6,9 @@ from typing import Any
 
 from flows.console import err, out, print_json, quiet_home, table
 from models.errors import ConfigError
+from models.section import length
 from stacks import keys
 from stacks.keys import Key
-
-_UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 
 
 def add_key(name: str, role: str, expires: str | None, rate: int, why: str, as_json: bool) -> None:
@@ -68,10 +67,10 @@ def parse_span(text: str) -> timedelta:
     Raises:
         ConfigError: It is written otherwise, or is nothing.
     """
-    match = re.fullmatch(r"([1-9][0-9]{0,4})([dhm])", text)
+    match = re.fullmatch(r"[1-9][0-9]{0,4}[dhm]", text)
     if match is None:
         raise ConfigError(f"--expires {text[:40]!r} is no span of time; write it like 90d, 12h or 30m")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    return length(text)
 
 
 def _facts(key: Key) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from cronsim import CronSim, CronSimError
 from flows.record import LastRun, last_runs
 from models.config import ModelConfig, Schedule, load_model, model_names
 from models.errors import ConfigError
-from stacks.ledger import CROWNING, Entry, open_ledger, standing
+from stacks.ledger import Entry, open_ledger
+from stacks.lifecycle import CROWNING, standing
 
 DECISIONS: Final[Mapping[str, str]] = {
     "promote": "promoted",

@@ -1,15 +1,18 @@
-"""The two ZenML pipelines: `train` makes a challenger and its package, `release` decides and deploys."""
+"""The ZenML pipelines: `train` makes a challenger and its package, `release` decides and deploys, `monitor` watches."""
 
 from typing import Annotated, Any
 
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
+from steps.alert import alert
 from steps.deploy import deploy
 from steps.evaluate import Evaluation, evaluate
 from steps.ingest import ingest
+from steps.monitor import monitor
 from steps.package import Package, package
 from steps.promote import promote
+from steps.respond import respond
 from steps.split import split
 from steps.train import train
 from steps.tune import tune
@@ -34,12 +37,12 @@ def train_pipeline(
         reference: Version whose training rows drift is measured against; None where there is no drift to measure.
     """
     raw, data_digest, _ = ingest(parts["ingest"], source, source_digest)
-    frame, report, _ = validate(parts["validate"], raw, reference)
-    training, test = split(parts["split"], frame)
+    report, _ = validate(parts["validate"], raw, reference)
+    training, test = split(parts["split"], raw, after="validate")
     tuning = tune(parts["tune"], training)
     release = train(parts["train"], training, tuning, data_digest)
     evaluation = evaluate(parts["evaluate"], release, training, test, report, champion)
-    return evaluation, package(release, evaluation)
+    return evaluation, package(release, evaluation, test)
 
 
 @pipeline(name="release", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
@@ -47,3 +50,16 @@ def release_pipeline(config: str, evaluation: Any, package: Any, said: str) -> N
     """Rows 7 and 8: the verdict, and the champion published."""
     verdict = promote(config, evaluation, package, said)
     deploy(verdict)
+
+
+@pipeline(name="monitor", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
+def monitor_pipeline(config: str, asked: str) -> None:
+    """Row 10: the champion looked at, what follows decided, and the team told.
+
+    Args:
+        config: The model's configuration as a `steps.caching.parameter`.
+        asked: A `steps.watch.Watch`, likewise.
+    """
+    findings, _ = monitor(config, asked)
+    response = respond(config, findings)
+    alert(config, findings, response)

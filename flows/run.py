@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.console import err, out, quiet_home, speaks, use_logging
+from flows.retire import repair_first
 from models.config import Logging, load_model, parse_set
 from models.errors import ConfigError, GauntletError, WorkError
 from stacks.home import use_home
+from stacks.ledger import current_actor
 
 ROOM_MIB = 64
 
@@ -38,6 +40,8 @@ def run_model(model: str, source: str | None, settings: Sequence[str], why: str,
         use_logging(config.logging, model=model)
     (err if quiet else out).print(f"[bold]{model}[/bold]: source '{used.name}' ({used.label})")
     home = use_home()
+    # A wrong key is wrong usage, said before anything starts.
+    current_actor()
     with use_prefect(home):
         from flows.train import train
 
@@ -58,6 +62,7 @@ def run_all(
     """
     parse_set(settings)
     home = quiet_home()
+    current_actor()
     with use_prefect(home, "flows.train_all"):
         from flows.train_all import ModelsFailed, train_all
 
@@ -138,10 +143,15 @@ def roll_back(model: str, to: int | None, why: str) -> dict[str, Any]:
     """
     load_model(model)
     quiet_home()
+    current_actor()
     from steps.promote import rollback
     from steps.restore import is_lost, restore
 
-    entry = restore(model, why=why) if is_lost(model, to) else rollback(model, to, why=why)
+    if is_lost(model, to):
+        entry = restore(model, why=why)
+    else:
+        repair_first(model)
+        entry = rollback(model, to, why=why)
     return {"model": model, "champion": entry.version, "why": entry.why, "actor": entry.actor}
 
 

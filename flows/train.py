@@ -1,47 +1,53 @@
 """The Prefect flow `train`: one model's whole life, from its data to a served champion."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from zenml.client import Client
 from zenml.utils import source_utils
-from zenml.utils.pagination_utils import depaginate
 
+from flows.approval import conclude, question_of, suspended, suspends
 from flows.console import use_logging
-from flows.pipelines import release_pipeline, train_pipeline
+from flows.pipelines import train_pipeline
 from flows.record import recorded
+from flows.release import Run, finished, output, run_release
 from flows.resolve import resolve_model
 from flows.usage import log_usages, step_usages
 from models.config import ModelConfig
-from models.errors import ConfigError, WorkError
+from models.errors import ConfigError
 from stacks import registry
 from stacks.home import clone_dir
 from stacks.installed import remember_installed
 from stacks.ledger import current_actor, open_ledger
 from stacks.runs import log_run
 from stacks.stack_file import ensure_active
+from steps.approve import KNOWN_BY_KEY, Asked
 from steps.caching import parameter
 from steps.ingest import source_digest
+from steps.judged import FLOW_RUN_TAG, SOURCE_NAME_TAG, TRAIN_RUN_TAG
 from steps.metrics import require_metric
+from steps.own import pin_metrics
 from steps.promote import repair, require_gates
 
+LOG = logging.getLogger(__name__)
 SOURCE_TAG = "gauntlet.source_digest"
 STEP_PARTS: Mapping[str, tuple[str, ...]] = {
     "ingest": ("seed", "split", "on_bad_row", "max_bad_rows"),
     "validate": ("seed", "split", "validation", "monitoring", "derived"),
     "split": ("seed", "split", "sample_size"),
-    "tune": ("task", "metric", "seed", "derived", "features", "text", "split", "tuning"),
+    "tune": ("task", "metric", "seed", "derived", "features", "text", "split", "tuning", "fairness"),
 }
 
 
 def step_parts(config: ModelConfig) -> dict[str, str]:
     """For each step of the train pipeline, the part of `config` that its answer depends on, as it is given it."""
     whole = parameter(config.model_dump(mode="json"))
-    parts = {step: parameter(config.part(*keys)) for step, keys in STEP_PARTS.items()}
+    own = {"tune": ("evaluation",)} if config.metric in config.evaluation.metrics else {}
+    parts = {step: parameter(config.part(*keys, *own.get(step, ()))) for step, keys in STEP_PARTS.items()}
     return {**dict.fromkeys(("train", "evaluate"), whole), **parts}
 
 
@@ -51,23 +57,48 @@ def train(
 ) -> dict[str, Any]:
     """Train a challenger, judge it, and let it serve if it earned that.
 
+    A deployment's run whose model has `promotion.approval.wait` suspends when the verdict is `pending`. Resumed, it is
+    called from its first line again, in a new process, and goes on to the decision.
+
     Args:
         model: Name of a YAML in `models/`.
         source: One of its sources; the first when left out.
         overrides: `key=value` texts that go on top of the YAML.
         why: Reason for the ledger.
-        actor: Who asked; the user of this process when left out.
+        actor: Who asked; the actor of this process when left out.
 
     Returns:
-        What `gauntlet run --json` prints.
+        What `gauntlet run --json` prints; after a decision what `gauntlet promote --json` does.
 
     Raises:
         GauntletError: The configuration, the data or a step failed; the champion is as before.
     """
-    with recorded(model, str(flow_run.id)) as ended:
-        result = _train(model, source, overrides or [], why, actor or current_actor())
+    run = str(flow_run.id)
+    question = question_of(model, run)
+    if question is None:
+        with recorded(model, run) as ended:
+            result = _train(model, source, overrides or [], why, acting(actor))
+            ended(result["verdict"])
+        question = question_of(model, run)
+        if question is None:
+            return result
+    answer = suspended(question)
+    with recorded(model, run) as ended:
+        result = conclude(question, answer)
         ended(result["verdict"])
     return result
+
+
+def acting(given: str | None) -> str:
+    """The actor of a run: a key's owner is known by the key, not by a parameter, which anybody may write.
+
+    Raises:
+        ConfigError: `given` names the owner of another key than `GAUNTLET_KEY`, or that is wrong.
+    """
+    actor = current_actor()
+    if given and given != actor and given.startswith(KNOWN_BY_KEY):
+        raise ConfigError("the parameter 'actor' names the owner of a key; set GAUNTLET_KEY to that key instead")
+    return given or actor
 
 
 def _train(model: str, source: str | None, overrides: Sequence[str], why: str, actor: str) -> dict[str, Any]:
@@ -76,30 +107,31 @@ def _train(model: str, source: str | None, overrides: Sequence[str], why: str, a
     # Where ZenML otherwise looks for a repository anew, in this folder and all above, for each function and type.
     source_utils.set_custom_source_root(str(clone_dir()))
     stack = ensure_active()
-    config = resolve_model(model, overrides, stack).config
+    resolved = resolve_model(model, overrides, stack)
+    config = resolved.config
     use_logging(config.logging, model=model, prefect_flow_run_id=str(flow_run.id))
     require_metric(config, config.target.labels)
-    require_gates(config)
+    require_gates(config, resolved.origins)
+    config = pin_metrics(config)
     used = config.source(source).name
     registry.initialise()
-    repair(model)
+    for line in repair(model):
+        LOG.warning("repaired: %s", line)
     champion = open_ledger().champion(model)
     digest = source_digest(config, used)
-    trained = _finished(
+    trained = finished(
         train_pipeline.with_options(run_name=f"train-{model}-{{date}}-{{time}}", tags=[model])(
             step_parts(config), used, digest, champion, _reference(model, champion, digest)
         )
     )
-    released = _finished(
-        release_pipeline.with_options(run_name=f"release-{model}-{{date}}-{{time}}", tags=[model])(
-            parameter(config.model_dump(mode="json")),
-            _output(trained, "evaluate"),
-            _output(trained, "package"),
-            parameter({"why": why or "gauntlet run", "actor": actor}),
-        )
-    )
+    run_id = output(trained, "evaluate").load().mlflow_run_id
+    ids = {SOURCE_NAME_TAG: used, TRAIN_RUN_TAG: str(trained.id), FLOW_RUN_TAG: str(flow_run.id)}
+    log_run(run_id, tags=ids)
+    asked = Asked(why=why or "gauntlet run", actor=actor, flow_run=str(flow_run.id) if suspends(config) else None)
+    whole = parameter(config.model_dump(mode="json"))
+    released = run_release(model, whole, output(trained, "evaluate"), output(trained, "package"), asked)
     result = _result(config, used, stack, trained, released, time.monotonic() - started)
-    if result["verdict"] == "promoted":
+    if result["verdict"] in ("promoted", "pending"):
         registry.set_tag(model, result["version"], SOURCE_TAG, digest)
     return result
 
@@ -111,36 +143,13 @@ def _reference(model: str, champion: int | None, digest: str) -> int | None:
     return champion
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A ZenML run that is over, and all that is known of its steps: ZenML asks its store anew each time."""
-
-    id: Any
-    steps: Mapping[str, Any]
-
-
-def _finished(run: Any) -> _Run:
-    if run is None:
-        raise ConfigError("the active stack's orchestrator answers before the run is over; follow it in Prefect")
-    if not run.status.is_successful:
-        raise WorkError(f"the ZenML run {run.name} ended as {run.status}; `zenml pipeline runs list` shows it")
-    steps = depaginate(Client().list_run_steps, pipeline_run_id=run.id, exclude_retried=True, hydrate=True)
-    return _Run(run.id, {step.name: step for step in steps})
-
-
-def _output(run: _Run, step: str) -> Any:
-    """The artifact of a step that has one output."""
-    ((artifact,),) = run.steps[step].outputs.values()
-    return artifact
-
-
 def _result(
-    config: ModelConfig, source: str, stack: str, trained: _Run, released: _Run, seconds: float
+    config: ModelConfig, source: str, stack: str, trained: Run, released: Run, seconds: float
 ) -> dict[str, Any]:
-    evaluation = _output(trained, "evaluate").load()
-    package = _output(trained, "package").load()
-    verdict = _output(released, "promote").load()
-    published = _output(released, "deploy").load()
+    evaluation = output(trained, "evaluate").load()
+    package = output(trained, "package").load()
+    verdict = output(released, "promote").load()
+    published = output(released, "deploy").load()
     (quarantined,) = trained.steps["ingest"].outputs["quarantined"]
     aside = int(quarantined.run_metadata["rows"])
     log_run(evaluation.mlflow_run_id, metrics={"quarantined_rows": aside})

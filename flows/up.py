@@ -164,7 +164,8 @@ def deploy() -> int:
         raise WorkError(
             f"`prefect deploy --all` ended with code {done.returncode}:\n{done.stdout[-1500:]}{done.stderr[-400:]}"
         )
-    sys.stdout.write(f"deployed train/<model> for {len(model_names())} models, and train-all/{ALL}\n")
+    told = f"train/<model>, predict/<model> and monitor/<model> for {len(model_names())} models"
+    sys.stdout.write(f"deployed {told}, and train-all/{ALL}\n")
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from flows.console import number, out, print_json, quiet_home, span, table
+from flows.gates import print_gates
 from flows.usage import StepUsage, read_usages, time_line
 from models.config import ModelConfig, load_model, model_names
 from models.errors import ConfigError, WorkError, bounded
@@ -24,19 +25,8 @@ def print_run(result: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    rows = [
-        (
-            gate["name"],
-            number(gate["value"]),
-            number(gate["threshold"]),
-            number(gate["margin"]),
-            gate["verdict"],
-            gate["reason"],
-        )
-        for gate in result["gates"]
-    ]
     out.print()
-    table("Gates", ("gate", "value", "threshold", "margin", "verdict", "reason"), rows)
+    print_gates(result["gates"])
     if line := time_line([StepUsage(**step) for step in result["steps"]]):
         out.print(f"\n[dim]time: {escape(line)}[/dim]")
     style = VERDICT_STYLE[result["verdict"]]
@@ -147,9 +137,11 @@ def print_model(model: str, as_json: bool) -> None:
     """Print a model's champion, what it was promoted by, where its run's time went, and all versions."""
     config = load_model(model).config
     quiet_home()
+    from flows.decide import print_waiting, waiting
     from flows.overview import promotion
     from stacks import registry
-    from stacks.ledger import open_ledger, standing
+    from stacks.ledger import open_ledger
+    from stacks.lifecycle import standing
 
     registry.initialise()
     entries = open_ledger().history(model)
@@ -157,11 +149,17 @@ def print_model(model: str, as_json: bool) -> None:
     facts = promoted.payload if promoted else {}
     steps = _steps_of(facts.get("mlflow_run_id"))
     versions = [
-        {"version": v.number, "state": stood.states.get(v.number, "registered"), "digest": v.digest, "run": v.run_id}
+        {
+            "version": v.number,
+            "semver": v.tags.get(registry.SEMVER_TAG),
+            "state": stood.state(v.number),
+            "digest": v.digest,
+            "run": v.run_id,
+        }
         for v in registry.versions(model)
     ]
     shown: dict[str, Any] = {"model": model, "task": config.task, "metric": config.metric}
-    shown |= {"champion": stood.champion, "previous": stood.previous}
+    shown |= {"champion": stood.champion, "previous": stood.previous, **waiting(stood)}
     evidence: dict[str, Any] = {"metrics": facts.get("metrics", {}), "gates": facts.get("verdict", {}).get("gates", [])}
     evidence |= {"data_digest": facts.get("data_digest"), "steps": [asdict(step) for step in steps]}
     if as_json:
@@ -170,10 +168,11 @@ def print_model(model: str, as_json: bool) -> None:
     out.print(f"[bold]{model}[/bold]: {config.description}")
     champion, previous = (f"v{n}" if n else "none" for n in (stood.champion, stood.previous))
     out.print(f"champion {champion if stood.champion else 'none yet'}, previous {previous}")
+    print_waiting(shown)
     if promoted:
         _print_evidence(promoted.time, evidence, time_line(steps))
-    rows = [(f"v{v['version']}", v["state"], str(v["digest"])[:12], v["run"]) for v in versions]
-    table("Versions", ("version", "state", "digest", "MLflow run"), rows)
+    rows = [(f"v{v['version']}", v["semver"], v["state"], str(v["digest"])[:12], v["run"]) for v in versions]
+    table("Versions", ("version", "label", "state", "digest", "MLflow run"), rows)
 
 
 def _print_evidence(when: datetime, evidence: Mapping[str, Any], times: str) -> None:
@@ -182,8 +181,7 @@ def _print_evidence(when: datetime, evidence: Mapping[str, Any], times: str) -> 
     out.print(f"data {evidence['data_digest']}", markup=False)
     if times:
         out.print(f"time: {times}", markup=False)
-    rows = [(g["name"], number(g["value"]), number(g["threshold"]), g["verdict"]) for g in evidence["gates"]]
-    table("Gates", ("gate", "value", "threshold", "verdict"), rows)
+    print_gates(evidence["gates"])
 
 
 def _steps_of(run_id: str | None) -> list[StepUsage]:
@@ -194,43 +192,6 @@ def _steps_of(run_id: str | None) -> list[StepUsage]:
         return read_usages(metrics_of(run_id)) if run_id else []
     except WorkError:
         return []
-
-
-def print_history(model: str, at: str | None, as_json: bool) -> None:
-    """Print a model's ledger, or who was champion at a time.
-
-    Raises:
-        ConfigError: The model is unknown or `at` is no time.
-    """
-    load_model(model)
-    quiet_home()
-    from stacks.ledger import open_ledger
-
-    ledger = open_ledger()
-    if at is not None:
-        try:
-            moment = datetime.fromisoformat(at).astimezone()
-        except ValueError:
-            raise ConfigError(f"--at {at!r} is no time; write it like 2026-11-20T18:30 or 2026-11-20") from None
-        champion = ledger.champion_at(model, moment)
-        if as_json:
-            print_json({"model": model, "at": moment.isoformat(), "champion": champion})
-        else:
-            out.print(f"champion of {model} at {moment.isoformat()}: {f'v{champion}' if champion else 'none'}")
-        return
-    entries = ledger.history(model)
-    if as_json:
-        print_json({"model": model, "entries": [asdict(entry) for entry in entries]})
-        return
-    rows = [
-        (e.sequence, f"{e.time:%Y-%m-%d %H:%M:%S}", e.actor, e.action, f"v{e.version}", e.why, _verdict_reason(e))
-        for e in entries
-    ]
-    table(f"{model}: ledger", ("#", "time (UTC)", "actor", "action", "version", "why", "verdict"), rows)
-
-
-def _verdict_reason(entry: Any) -> str:
-    return str(entry.payload.get("verdict", {}).get("reason", ""))
 
 
 def print_rollback(result: Mapping[str, Any], as_json: bool) -> None:

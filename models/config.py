@@ -10,25 +10,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from models.errors import ConfigError, guess, shown
+from models.judgement import MOST_CROSSINGS, Card, Evaluating, Fairness, Floor, Promotion
+from models.monitoring import ORDERED, Monitoring
+from models.section import Cron, Name, Scalar, Section, Share
 
-Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9_]{0,61}[a-z0-9])?$")]
-Share = Annotated[float, Field(ge=0, le=1)]
-Scalar = str | int | float | bool
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET_IN_URL = re.compile(
     r"://[^/\s:@]*:[^\s@]+@|[?&;](password|passwd|pwd|token|secret|signature|(api|access)[_-]?(key|token))=[^&\s]", re.I
 )
 _SECRET_NAME = re.compile(r"authorization|cookie|key|token|secret|password|credential|session", re.I)
 MISSING = ("", "?", "NA", "N/A", "na", "n/a", "NaN", "nan", "null", "NULL", "None")
-
-
-class Section(BaseModel):
-    """A strict, frozen part of a model's YAML: unknown keys are refused."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
 class Column(Section):
@@ -343,31 +337,20 @@ class Text(Section):
         return self
 
 
-class Floor(Section):
-    """A gate on one number of the evaluation."""
+class PredictionLogging(Section):
+    """Which answers the prediction log keeps, for how long, and what happens while it cannot be written.
 
-    min: float | None = None
-    max: float | None = None
-    blocking: bool = True
+    With `required` no answer leaves before its record is durable: while the log cannot be written the service says 503.
+    With `best_effort` it answers all the same and counts what was lost. That every answered id is in the log holds for
+    `required` with `sample: 1`; with a smaller share it holds for the sampled ids, and nothing can be learned later
+    about the others: no outcome, no lineage. Whether an id is sampled follows from the id alone, in every process.
+    """
 
-    @model_validator(mode="after")
-    def _one_bound(self) -> Self:
-        if (self.min is None) == (self.max is None):
-            raise ValueError("give min or max")
-        return self
-
-
-class Improvement(Section):
-    """By how much a challenger must beat the champion."""
-
-    value: float = Field(0.02, ge=0)
-    of: Literal["metric", "error"] = Field("metric", description="error: share of what the champion still gets wrong.")
-
-
-class Promotion(Section):
-    """When a challenger replaces the champion."""
-
-    min_improvement: Improvement = Improvement()
+    mode: Literal["required", "best_effort"] = "required"
+    sample: float = Field(1.0, gt=0, le=1, description="Share of the answers that are logged; a batch is in or out.")
+    keep_months: int | None = Field(
+        None, ge=1, description="Whole months, besides the running one, that answers are kept; for ever when left out."
+    )
 
 
 class Serving(Section):
@@ -376,6 +359,7 @@ class Serving(Section):
     risk: dict[str, float] | None = Field(None, description="Level to the probability it begins at, rising from 0.")
     max_batch: int = Field(10_000, ge=1)
     abstain_below: Share | None = Field(None, description="No prediction is given when the best class has less.")
+    log: PredictionLogging = PredictionLogging()
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -385,17 +369,10 @@ class Serving(Section):
         return self
 
 
-class Monitoring(Section):
-    """What counts as drift from the training reference."""
-
-    drift: Literal["jensenshannon", "wasserstein", "ks", "psi"] = "jensenshannon"
-    threshold: float = Field(0.1, gt=0)
-
-
 class Schedule(Section):
     """When the deployment `train/<model>` runs by itself."""
 
-    cron: Annotated[str, Field(pattern=r"^\S+( \S+){4}$")]
+    cron: Cron
     timezone: str = "UTC"
     active: bool = True
 
@@ -427,8 +404,11 @@ class ModelConfig(Section):
     split: Split = Split()
     validation: Validation = Validation()
     tuning: Tuning = Tuning()
+    evaluation: Evaluating = Evaluating()
+    fairness: Fairness = Fairness()
     gates: dict[str, Floor] = Field(default_factory=dict)
     promotion: Promotion = Promotion()
+    card: Card = Card()
     serving: Serving = Serving()
     monitoring: Monitoring = Monitoring()
     schedule: Schedule | None = Field(None, description="When the deployment `train/<model>` runs by itself.")
@@ -457,6 +437,8 @@ class ModelConfig(Section):
             raise ValueError(f"target column '{self.target.column}' must not be listed under columns")
         if self.split.column:
             _require(self.split.column, list(self.columns), "split.column")
+        self._judged_columns_exist(known)
+        self._can_be_watched()
         if self.task == "classification" and self.target.map:
             extra = set(self.target.map.values()) - set(self.target.labels)
             if self.target.labels and extra:
@@ -465,6 +447,43 @@ class ModelConfig(Section):
             if not _matches(pattern, known):
                 raise ValueError(f"features: pattern '{pattern}' matches no column")
         return self
+
+    def _can_be_watched(self) -> None:
+        for name, method in self.monitoring.methods.items():
+            _require(name, list(self.columns), "monitoring.methods")
+            kind = self.columns[name].type
+            if kind == "text" or (kind == "category" and method in ORDERED):
+                raise ValueError(f"monitoring.methods.{name}: a {kind} column cannot be measured by {method}")
+        for name in ("webhook", "alertmanager"):
+            if _SECRET_IN_URL.search(REFERENCE.sub("", getattr(self.monitoring.alerts, name) or "")):
+                raise ValueError(f"monitoring.alerts.{name} holds a password or key; write ${{VARIABLE}} in its place")
+
+    def _judged_columns_exist(self, known: Sequence[str]) -> None:
+        for name in self.evaluation.slices.columns:
+            _require(name, known, "evaluation.slices.columns")
+            if name in self.columns and self.columns[name].personal:
+                raise ValueError(f"evaluation.slices.columns: column '{name}' is personal")
+        sensitive = self.sensitive_names()
+        crossed = sum(math.comb(len(sensitive), size + 1) for size in range(self.fairness.intersections))
+        if crossed > MOST_CROSSINGS:
+            raise ValueError(
+                f"fairness.intersections: {len(sensitive)} sensitive columns make {crossed} crossings, at most "
+                f"{MOST_CROSSINGS} are compared; cross fewer, or leave columns out"
+            )
+        for name in self.fairness.reweigh:
+            _require(name, known, "fairness.reweigh")
+            if not (self.columns.get(name) or self.derived[name]).sensitive:
+                raise ValueError(f"fairness.reweigh: column '{name}' is not `sensitive: true`")
+        if self.fairness.reweigh and self.task == "regression":
+            raise ValueError("fairness.reweigh: a regression has no classes to weigh; leave it out")
+        for check in self.evaluation.behaviour:
+            for name in check.columns:
+                _require(name, list(self.columns), f"evaluation.behaviour.{check.name}")
+            if check.label is not None and self.target.labels and check.label not in self.target.labels:
+                raise ValueError(f"evaluation.behaviour.{check.name}: the target has no class '{check.label}'")
+        positive, labels = self.fairness.positive, self.target.labels
+        if positive is not None and labels and positive not in labels:
+            raise ValueError(f"fairness.positive: the target has no class '{positive}'")
 
     @model_validator(mode="after")
     def _probabilities_where_used(self) -> Self:
@@ -493,6 +512,11 @@ class ModelConfig(Section):
         dropped = {name for pattern in self.features.exclude for name in _matches(pattern, names)}
         return [name for name in names if name in kept and name not in dropped]
 
+    def sensitive_names(self) -> list[str]:
+        """Names of the columns that fairness is measured for, raw ones first; a personal one tells no groups apart."""
+        raw = [name for name, column in self.columns.items() if column.sensitive and not column.personal]
+        return raw + [name for name, expression in self.derived.items() if expression.sensitive]
+
     def input_names(self) -> list[str]:
         """Names of the raw columns that the fitted pipeline reads, in the YAML's order."""
         features = self.feature_names()
@@ -511,6 +535,10 @@ class ModelConfig(Section):
         """The part of the configuration that shapes the fitted model, as JSON-ready data."""
         keys = {"task", "metric", "seed", "sample_size", "target", "columns", "derived", "features", "split", "tuning"}
         shaped = self.model_dump(mode="json", include=keys | {"text"})
+        if self.fairness.reweigh:
+            shaped["reweigh"] = list(self.fairness.reweigh)
+        if own := self.evaluation.metrics.get(self.metric):
+            shaped["own_metric"] = own.model_dump(mode="json")
         for key in ("seconds", "workers"):
             shaped["tuning"].pop(key)
         return shaped

@@ -1,7 +1,8 @@
 """What is installed does not change while a process runs: ZenML may ask for it once instead of for each artifact.
 
-ZenML 0.98 reads the metadata of every installed distribution for each type that an artifact is of, and looks for each
-of its integrations' requirements whenever a pipeline is compiled: a fifth of the CPU time of a small run.
+ZenML 0.98 reads the metadata of every installed distribution for each type that an artifact is of, those of one more
+for its version, and looks for each of its integrations' requirements whenever a pipeline is compiled: a fifth of the
+CPU time of a small run.
 """
 
 import importlib.metadata
@@ -15,5 +16,6 @@ def remember_installed() -> None:
     if getattr(importlib.metadata.packages_distributions, "__wrapped__", None):
         return
     importlib.metadata.packages_distributions = cache(importlib.metadata.packages_distributions)
+    importlib.metadata.version = cache(importlib.metadata.version)
     activate = integration_registry.activate_integrations
     integration_registry.activate_integrations = wraps(activate)(cache(activate))

@@ -32,6 +32,11 @@ STALE_SECONDS: Final = 60.0
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
 _LONGEST: Final = 128
+_UNFIT: Final[Mapping[Unfit, str]] = {
+    "unknown_key": "there is no such key in this database",
+    "expired_key": "that key has expired",
+    "revoked_key": "that key was revoked",
+}
 
 TABLE: Final = sa.Table(
     "access_keys",
@@ -165,6 +170,30 @@ def listing(ledger: Ledger | None = None) -> tuple[Key, ...]:
     """
     with (ledger or open_ledger()).reading() as connection:
         return tuple(_key(row) for row in connection.execute(sa.select(TABLE).order_by(TABLE.c.created)))
+
+
+def actor_of(presented: str, ledger: Ledger | None = None) -> str:
+    """The actor that a key stands for: `key:<its name>`.
+
+    Args:
+        presented: The whole key.
+        ledger: Whose database; the environment's when left out.
+
+    Raises:
+        ConfigError: It is no key of this database, holds no more, or does not open what an admin may do.
+        WorkError: The database cannot be used.
+    """
+    with (ledger or open_ledger()).reading() as connection:
+        rows = {row.prefix: (_key(row), row.salt, row.hash) for row in connection.execute(sa.select(TABLE))}
+    found = KeyRing(rows).check(presented, datetime.now(UTC))
+    if not isinstance(found, Key):
+        cure = "set it to an admin's key (`gauntlet key add NAME --role admin` makes one), or unset it"
+        raise ConfigError(f"GAUNTLET_KEY: {_UNFIT[found]}; nothing was done: {cure}")
+    if found.role != "admin":
+        raise ConfigError(
+            f"GAUNTLET_KEY: the key '{found.name}' has the role {found.role}; this needs an admin's; nothing was done"
+        )
+    return f"key:{found.name}"
 
 
 class KeyRing:

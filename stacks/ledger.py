@@ -16,10 +16,10 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -30,16 +30,15 @@ from filelock import FileLock
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 
 from models.errors import ConfigError, WorkError, bounded
+from stacks.audit import GENESIS, audit, recall, remember
 from stacks.home import home_dir
+from stacks.lifecycle import AGAIN, CROWNING, Standing, State, standing
 
-Action = Literal["promote", "keep", "reject", "pending", "rollback", "retire", "key"]
-State = Literal["champion", "previous", "pending", "archived", "retired", "registered"]
+Action = Literal["promote", "keep", "reject", "pending", "rollback", "retire", "monitor", "key"]
 
-REVISION: Final = "0002"
+REVISION: Final = "0005"
 VERSION_TABLE: Final = "gauntlet_revision"
-GENESIS: Final = "0" * 64
 PATIENCE: Final = 60.0
-CROWNING: Final = ("promote", "rollback")
 WHY_LIMIT: Final = 2_000
 
 TABLE: Final = sa.Table(
@@ -86,28 +85,11 @@ class Entry:
     why: str
     payload: Mapping[str, Any]
 
-
-@dataclass(frozen=True)
-class Standing:
-    """What a model's entries add up to.
-
-    Attributes:
-        sequence: The model's newest entry; 0 when it has none.
-        champion: The version that serves.
-        previous: The version that a rollback returns to.
-        challenger: The version that waits for a person.
-        crowned: Every version that was ever champion, in order of its first time.
-        states: Lifecycle state of every version that an entry names.
-        latest: Every version's newest entry.
-    """
-
-    sequence: int
-    champion: int | None
-    previous: int | None
-    challenger: int | None
-    crowned: tuple[int, ...]
-    states: Mapping[int, State]
-    latest: Mapping[int, Entry]
+    @property
+    def waits_until(self) -> datetime | None:
+        """When the challenger of a `pending` entry stops waiting for a person; None for every other entry."""
+        seconds = self.payload.get("waits_seconds")
+        return self.time + timedelta(seconds=seconds) if self.action == "pending" and seconds else None
 
 
 def canonical(value: Any) -> str:
@@ -119,73 +101,43 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def current_actor() -> str:
-    """Who acts, as far as it is known: `unverified:<user of the operating system>`."""
+def current_actor(ledger: "Ledger | None" = None) -> str:
+    """Who acts: `key:<name>` by the key in `GAUNTLET_KEY`; without one `unverified:<user of the operating system>`.
+
+    Args:
+        ledger: Whose keys are looked at; the environment's when left out.
+
+    Raises:
+        ConfigError: `GAUNTLET_KEY` is set and no active key of an admin.
+        WorkError: The database cannot be used.
+    """
+    if (presented := os.environ.get("GAUNTLET_KEY")) is not None:
+        from stacks.keys import actor_of
+
+        return actor_of(presented, ledger)
     try:
         return f"unverified:{getpass.getuser()}"
     except (KeyError, OSError):
         return f"unverified:uid-{os.getuid()}"
 
 
-def standing(entries: Sequence[Entry]) -> Standing:
-    """Derive champion, previous and the states of all versions from one model's entries, oldest first.
-
-    Champions form a stack: a promotion puts its version on top, a rollback takes off what lies above its version, so
-    that the one below is what the next rollback returns to.
-    """
-    stack: list[int] = []
-    crowned: dict[int, None] = {}
-    words: dict[int, str] = {}
-    latest: dict[int, Entry] = {}
-    for entry in entries:
-        if entry.version is None:
-            continue
-        version = entry.version
-        latest[version] = entry
-        words[version] = entry.action
-        if entry.action in CROWNING:
-            crowned[version] = None
-            returns = entry.action == "rollback" and version in stack
-            stack = stack[: stack.index(version) + 1] if returns else [v for v in stack if v != version] + [version]
-        elif entry.action == "retire":
-            stack = [v for v in stack if v != version]
-    champion = stack[-1] if stack else None
-    previous = stack[-2] if len(stack) > 1 else None
-    states = {version: _state(version, champion, previous, word) for version, word in words.items()}
-    waiting = [version for version in latest if states[version] == "pending"]
-    return Standing(
-        sequence=entries[-1].sequence if entries else 0,
-        champion=champion,
-        previous=previous,
-        challenger=max(waiting, key=lambda v: latest[v].sequence) if waiting else None,
-        crowned=tuple(crowned),
-        states=states,
-        latest=latest,
-    )
-
-
-def _state(version: int, champion: int | None, previous: int | None, word: str) -> State:
-    if version == champion:
-        return "champion"
-    if version == previous:
-        return "previous"
-    return {"pending": "pending", "retire": "retired"}.get(word, "archived")  # type: ignore[return-value]
-
-
 class Ledger:
     """The ledger of one database. Cheap to make, safe to fork: it holds no open connection."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, keep_connection: bool = False, patience: float = PATIENCE) -> None:
         """Name the database; its table is made at first use.
 
         Args:
             url: `sqlite:///<file>`, or a PostgreSQL URL.
+            keep_connection: Whether a connection stays open between uses, for who asks all the time; not to be
+                forked then.
+            patience: Seconds to wait for a file that another process writes to.
 
         Raises:
             ConfigError: The URL is of no such form.
         """
-        self._url = _parse_url(url)
-        self._engine = _engine(self._url)
+        self._url = parse_url(url)
+        self._engine = make_engine(self._url, keep_connection, patience)
         self._is_sqlite = self._url.get_backend_name() == "sqlite"
         self._ready = False
 
@@ -204,6 +156,7 @@ class Ledger:
         actor: str | None = None,
         payload: Mapping[str, Any] | None = None,
         expect_champion: int | Unset | None = UNSET,
+        expect_tip: int | None = None,
         alongside: Callable[[sa.Connection], None] | None = None,
     ) -> Entry:
         """Write one entry; durable when this returns.
@@ -219,15 +172,17 @@ class Ledger:
             payload: JSON-ready facts. The caller keeps secrets and personal values out.
             expect_champion: The champion that this was judged against (None: that there is none), checked in the same
                 transaction.
+            expect_tip: The model's newest entry that this was decided by, checked in the same transaction.
             alongside: What else of this database is written in the same transaction; run again when a retry is needed.
 
         Raises:
-            Conflict: The champion is another one by now.
-            WorkError: The champion would be retired, or the database cannot be reached or stays busy.
+            Conflict: The champion, or the model's newest entry, is another one by now.
+            WorkError: The champion would be retired, the version is retired already, or the database cannot be reached
+                or stays busy.
         """
         text = canonical(dict(payload or {}))
         fields = {
-            "actor": _clean(actor or current_actor()),
+            "actor": _clean(actor or current_actor(self)),
             "action": action,
             "model": model,
             "version": version,
@@ -238,10 +193,10 @@ class Ledger:
         while True:
             try:
                 with self._begin(write=True) as connection:
-                    entry = self._insert(connection, fields, expect_champion)
+                    entry = self._insert(connection, fields, expect_champion, expect_tip)
                     if alongside:
                         alongside(connection)
-                self._remember(entry)
+                remember(self._anchor, entry)
                 return entry
             except IntegrityError as error:
                 if self._is_sqlite:
@@ -265,8 +220,8 @@ class Ledger:
         return self.standing(model).previous
 
     def state(self, model: str, version: int) -> State:
-        """Lifecycle state of a version; `registered` when no entry names it."""
-        return self.standing(model).states.get(version, "registered")
+        """Lifecycle state of a version; `experimentation` when no entry names it."""
+        return self.standing(model).state(version)
 
     def standing(self, model: str) -> Standing:
         """Champion, previous, challenger and the state of every version."""
@@ -291,36 +246,50 @@ class Ledger:
         with self._begin() as connection:
             return {row.sequence: json.loads(row.payload) for row in connection.execute(query)}
 
+    def changed_since(self, sequence: int) -> tuple[int, frozenset[str]]:
+        """The newest entry's sequence, and the models of the entries after `sequence`."""
+        with self._begin() as connection:
+            query = sa.select(TABLE.c.sequence, TABLE.c.model).where(TABLE.c.sequence > sequence)
+            found = connection.execute(query).all()
+        return max((row.sequence for row in found), default=sequence), frozenset(row.model for row in found)
+
     def tip(self, model: str) -> int:
         """Sequence of the model's newest entry; 0 when it has none."""
-        query = sa.select(sa.func.max(TABLE.c.sequence)).where(TABLE.c.model == model)
         with self._begin() as connection:
-            return connection.scalar(query) or 0
+            return _tip(connection, model)
 
     def models(self) -> tuple[str, ...]:
         """Names of the models that have entries, sorted."""
         with self._begin() as connection:
             return tuple(sorted(filter(None, connection.scalars(sa.select(TABLE.c.model).distinct()))))
 
+    def export(self) -> list[dict[str, Any]]:
+        """All entries, oldest first, each field as it is stored and hashed; see the module for how."""
+        with self._begin() as connection:
+            return [dict(row._mapping) for row in connection.execute(sa.select(TABLE).order_by(TABLE.c.sequence))]
+
     def verify(self) -> list[str]:
         """Walk the chain from the first entry and say what is wrong with which; an empty list is a sound ledger.
 
-        Entries cut off at the end leave a chain that is sound in itself: that is seen by the newest entry that this
-        home remembers to have written.
+        Entries cut off at the end, and a chain whose hashes were all computed anew, are sound in themselves: they are
+        seen by what this home remembers to have written.
         """
-        faults: list[str] = []
         query = sa.select(TABLE).order_by(TABLE.c.sequence).execution_options(yield_per=1_000)
-        with self._begin() as connection:
-            sequence, previous, moment = 0, GENESIS, ""
-            for row in connection.execute(query):
-                faults += _faults(row, sequence + 1, previous, moment)
-                sequence, previous, moment = row.sequence, row.hash, row.time
-            return faults + self._cut_off(connection)
+        with self._begin() as connection, self._any_text(connection):
+            return audit(connection.execute(query), recall(self._anchor), _digest)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A connection to read what else the database holds, brought to this revision first."""
         with self._begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction on what else the database holds, which changes under no other writer; durable at its end."""
+        with self._begin(write=True) as connection:
+            if not self._is_sqlite:
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('gauntlet.writing'))"))
             yield connection
 
     @contextmanager
@@ -337,47 +306,32 @@ class Ledger:
 
     @property
     def _anchor(self) -> Path:
-        """Where this home notes the newest entry that it wrote to this ledger."""
+        """Where this home notes what it wrote to this ledger."""
         # With its options: a schema of PostgreSQL is one of them.
         named = self._url.render_as_string(hide_password=True)
         return home_dir() / "anchors" / f"{hashlib.sha256(named.encode()).hexdigest()[:12]}.json"
 
-    def _remember(self, entry: Entry) -> None:
-        """Note the newest entry written from here, apart from the database, so that a shortened one is noticed."""
-        if entry.sequence < self._remembered()[0]:
+    @contextmanager
+    def _any_text(self, connection: sa.Connection) -> Iterator[None]:
+        """Read texts that are no UTF-8 too: one forged entry must not hide which it is."""
+        if not self._is_sqlite:
+            yield
             return
-        path = self._anchor
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        driver: Any = connection.connection.dbapi_connection
+        driver.text_factory = lambda raw: raw.decode("utf-8", "replace")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps({"ledger": self.shown, "sequence": entry.sequence, "hash": entry.hash}))
-            draft.replace(path)
-        except OSError:
-            # The entry is written; a full disk must not make it look as if it were not.
-            draft.unlink(missing_ok=True)
-
-    def _remembered(self) -> tuple[int, str]:
-        try:
-            noted = json.loads(self._anchor.read_text())
-            return int(noted["sequence"]), str(noted["hash"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0, GENESIS
-
-    def _cut_off(self, connection: sa.Connection) -> list[str]:
-        """What this home wrote and the ledger does not have any more."""
-        sequence, digest = self._remembered()
-        found = connection.scalar(sa.select(TABLE.c.hash).where(TABLE.c.sequence == sequence)) if sequence else digest
-        if found == digest:
-            return []
-        said = "is gone" if found is None else "is another one"
-        return [f"entry {sequence}, which this home wrote last, {said} ({self._anchor.name} in anchors/ has its hash)"]
+            yield
+        finally:
+            driver.text_factory = str
 
     def _entries(self, condition: sa.ColumnElement[bool]) -> list[Entry]:
         with self._begin() as connection:
             rows = connection.execute(sa.select(TABLE).where(condition).order_by(TABLE.c.sequence)).all()
         return [_entry(row) for row in rows]
 
-    def _insert(self, connection: sa.Connection, fields: dict[str, Any], expect: int | Unset | None) -> Entry:
+    def _insert(
+        self, connection: sa.Connection, fields: dict[str, Any], expect: int | Unset | None, expect_tip: int | None
+    ) -> Entry:
         # The tip is read first: whatever is read after it and was changed meanwhile makes the insert collide.
         query = sa.select(TABLE.c.sequence, TABLE.c.hash, TABLE.c.time).order_by(TABLE.c.sequence.desc()).limit(1)
         tip = connection.execute(query).first()
@@ -387,8 +341,15 @@ class Ledger:
                 f"the champion of '{fields['model']}' is {_named(champion)} now, but {_named(expect)} was judged "
                 "against; nothing was changed: run it again"
             )
+        if expect_tip is not None and (newest := _tip(connection, fields["model"])) != expect_tip:
+            raise Conflict(
+                f"the newest entry of '{fields['model']}' is {newest} now, but this was decided by {expect_tip}; "
+                "nothing was changed: run it again"
+            )
         if fields["action"] == "retire" and champion is not None and fields["version"] == champion:
             raise WorkError(f"v{champion} of '{fields['model']}' is the champion; put another in its place first")
+        if fields["version"] is not None and _is_retired(connection, fields["model"], fields["version"]):
+            raise WorkError(f"v{fields['version']} of '{fields['model']}' is retired; {AGAIN}")
         row = {
             **fields,
             "sequence": tip.sequence + 1 if tip else 1,
@@ -470,7 +431,12 @@ def _opened(url: str) -> Ledger:
     return Ledger(url)
 
 
-def _parse_url(text: str) -> sa.URL:
+def parse_url(text: str) -> sa.URL:
+    """The URL of a database that can hold a ledger; a file's path becomes absolute.
+
+    Raises:
+        ConfigError: It is of no such form, or names a database in memory.
+    """
     allowed = "write sqlite:///<file> or postgresql://<user>@<host>:<port>/<database>"
     try:
         url = sa.make_url(text)
@@ -487,11 +453,16 @@ def _parse_url(text: str) -> sa.URL:
     return url
 
 
-def _engine(url: sa.URL) -> sa.Engine:
+def make_engine(url: sa.URL, keep_connection: bool = False, patience: float = PATIENCE) -> sa.Engine:
+    """An engine that keeps one connection open or none; SQLite's commits are synced to the disk, its folder is made."""
+    pool: dict[str, Any] = {"poolclass": sa.NullPool}
+    if keep_connection:
+        pool = {"poolclass": sa.QueuePool, "pool_size": 1, "max_overflow": 1, "pool_pre_ping": True}
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, poolclass=sa.NullPool, connect_args={"connect_timeout": 10})
+        return sa.create_engine(url, **pool, connect_args={"connect_timeout": 10})
     Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": PATIENCE})
+    # Any thread may use what the pool lends it: one at a time.
+    engine = sa.create_engine(url, **pool, connect_args={"timeout": patience, "check_same_thread": False})
 
     @sa.event.listens_for(engine, "connect")
     def _durable(connection: Any, _record: Any) -> None:
@@ -521,24 +492,20 @@ def _champion(connection: sa.Connection, model: str, until: str | None = None) -
     return found
 
 
+def _tip(connection: sa.Connection, model: str) -> int:
+    return connection.scalar(sa.select(sa.func.max(TABLE.c.sequence)).where(TABLE.c.model == model)) or 0
+
+
+def _is_retired(connection: sa.Connection, model: str, version: int) -> bool:
+    query = sa.select(TABLE.c.sequence).where(
+        TABLE.c.model == model, TABLE.c.version == version, TABLE.c.action == "retire"
+    )
+    return connection.scalar(query.limit(1)) is not None
+
+
 def _digest(row: Mapping[str, Any]) -> str:
     names = ("action", "actor", "model", "payload", "previous", "sequence", "time", "version", "why")
     return hashlib.sha256(canonical({name: row[name] for name in names}).encode()).hexdigest()
-
-
-def _faults(row: sa.Row[Any], sequence: int, previous: str, moment: str) -> list[str]:
-    """What is wrong with one entry, given what its predecessor demands."""
-    faults = []
-    if row.sequence != sequence:
-        gap = f"{sequence}" if row.sequence == sequence + 1 else f"{sequence} to {row.sequence - 1}"
-        faults.append(f"entry {gap}: missing")
-    elif row.previous != previous:
-        faults.append(f"entry {row.sequence}: does not follow the entry before it")
-    if row.time < moment:
-        faults.append(f"entry {row.sequence}: is dated before the entry before it")
-    if row.hash != _digest(dict(row._mapping)):
-        faults.append(f"entry {row.sequence}: was changed (its hash is another)")
-    return faults
 
 
 def _entry(row: sa.Row[Any] | Mapping[str, Any]) -> Entry:
@@ -550,7 +517,8 @@ def _entry(row: sa.Row[Any] | Mapping[str, Any]) -> Entry:
 
 def _stamp(moment: datetime) -> str:
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Not strftime, which writes the year 999 in three digits: texts would not sort as times do.
+    return aware.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def _clean(text: str) -> str:

@@ -212,7 +212,7 @@ class _Lines(io.TextIOBase):
 
 
 def described(record: logging.LogRecord) -> dict[str, Any]:
-    """A record as a JSON-ready object: time, level, logger, message, the ids that are known, what was raised."""
+    """A record as a JSON-ready object: time, level, logger, message, ids that are known, an alert, what was raised."""
     line = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname,
@@ -220,6 +220,8 @@ def described(record: logging.LogRecord) -> dict[str, Any]:
         "message": bounded(masked(record.getMessage())),
         **_ids_of(record),
     }
+    if alert := getattr(record, "alert", None):
+        line["alert"] = alert
     if record.exc_info and record.exc_info[1]:
         line["exception"] = bounded(masked("\n".join(_told(record.exc_info[1]))), _EXCEPTION)
     elif record.exc_text:

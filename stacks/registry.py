@@ -4,11 +4,12 @@ Everything goes through an explicit client and explicit run ids; MLflow's active
 autologging are never used. The store is `MLFLOW_TRACKING_URI` (see `stacks.home`): a database or an MLflow server.
 """
 
+import hashlib
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 CHAMPION, PRODUCTION, PREVIOUS, CHALLENGER = "champion", "production", "previous", "challenger"
 DIGEST_TAG = "gauntlet.release_digest"
+RETIRED_TAG = "gauntlet.retired"
+SEMVER_TAG = "gauntlet.semver"
 RELEASE_PATH = "artifacts/release"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,11 @@ def register(
     digest: str,
     run_id: str,
     loader: Loader,
-    tags: Mapping[str, str] | None = None,
+    tags: Callable[[Sequence[Version]], Mapping[str, str]] | None = None,
 ) -> int:
     """Give a Release its version number; one whose digest is already registered keeps the number it has.
+
+    A retired version's files are gone: an equal Release gets a new number.
 
     Args:
         model: Name of the model.
@@ -104,7 +110,8 @@ def register(
         digest: The Release digest.
         run_id: The MLflow run that made it.
         loader: What lets `mlflow.pyfunc.load_model` load it anywhere.
-        tags: Tags of a new version.
+        tags: Tags of a new version, given those that there are, the oldest first; no other process of this home
+            registers meanwhile.
 
     Raises:
         WorkError: MLflow refused.
@@ -113,8 +120,9 @@ def register(
 
     store = client()
     with _lock("register"):
-        for known in versions(model):
-            if known.digest == digest:
+        there = versions(model)
+        for known in there:
+            if known.digest == digest and RETIRED_TAG not in known.tags:
                 return known.number
         try:
             _ensure_registered_model(store, model)
@@ -124,7 +132,7 @@ def register(
                 source=f"models:/{model_id}",
                 run_id=run_id,
                 model_id=model_id,
-                tags={**(tags or {}), DIGEST_TAG: digest},
+                tags={**(tags(there) if tags else {}), DIGEST_TAG: digest},
             )
         except (MlflowException, OSError) as error:
             raise refused(f"registering a Release of '{model}'", error) from error
@@ -178,6 +186,29 @@ def release_dir(model: str, number: int) -> Path:
                 if not folder.is_dir():
                     raise
     return folder
+
+
+def fetch_release(model: str, number: int, dst: Path) -> Path:
+    """A version's Release as it is stored now, downloaded into the folder `dst`; nothing is verified.
+
+    Raises:
+        WorkError: There is no such version, or it cannot be downloaded.
+    """
+    return _download(model, number, RELEASE_PATH, dst)
+
+
+def place(model: str, number: int) -> tuple[str, str]:
+    """Where a version's Release lies, for services that follow the ledger and have no MLflow.
+
+    Returns:
+        A directory for fsspec; and the SHA-256 of the manifest there, which holds the sums of all its files.
+
+    Raises:
+        WorkError: There is no such version, or it cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as draft:
+        manifest = _download(model, number, f"{RELEASE_PATH}/{MANIFEST}", Path(draft)).read_bytes()
+    return f"{_location(model, number)}/{RELEASE_PATH}", hashlib.sha256(manifest).hexdigest()
 
 
 def aliases(model: str) -> dict[str, int]:
@@ -260,17 +291,36 @@ def log_file(model: str, number: int, path: Path, folder: str) -> str:
     Raises:
         WorkError: There is no such version, or MLflow refused.
     """
+    log_files(model, number, (path,), folder)
+    return f"models:/{model}/{number}/{folder}/{path.name}"
+
+
+def log_files(model: str, number: int, paths: Sequence[Path], folder: str) -> None:
+    """Store files beside a version's Release, each as `<folder>/<file name>`.
+
+    Raises:
+        WorkError: There is no such version, or MLflow refused.
+    """
+    with tempfile.TemporaryDirectory() as staged:
+        # A folder of its own: the client logs folders of a logged model, not single files.
+        for path in paths:
+            (Path(staged) / path.name).symlink_to(path.absolute())
+        log_folder(model, number, Path(staged), folder)
+
+
+def log_folder(model: str, number: int, local: Path, folder: str) -> None:
+    """Store the files of a local folder beside a version's Release.
+
+    Raises:
+        WorkError: There is no such version, or MLflow refused.
+    """
     from mlflow.exceptions import MlflowException
 
     model_id = version(model, number).model_id
-    with tempfile.TemporaryDirectory() as staged:
-        try:
-            # A folder of its own: the client logs folders of a logged model, not single files.
-            (Path(staged) / path.name).symlink_to(path.absolute())
-            client().log_model_artifacts(model_id, staged, folder)
-        except (MlflowException, OSError) as error:
-            raise refused(f"storing {path.name} with version {number} of '{model}'", error) from error
-    return f"models:/{model}/{number}/{folder}/{path.name}"
+    try:
+        client().log_model_artifacts(model_id, str(local), folder)
+    except (MlflowException, OSError) as error:
+        raise refused(f"storing {folder} with version {number} of '{model}'", error) from error
 
 
 def fetch_file(model: str, number: int, artifact_path: str, dst: Path) -> Path:
@@ -283,6 +333,39 @@ def fetch_file(model: str, number: int, artifact_path: str, dst: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=dst, prefix=".") as draft:
         copy = _download(model, number, artifact_path, Path(draft))
         return copy.replace(dst / copy.name)
+
+
+def stored(model: str, number: int, folder: str = "") -> tuple[str, ...]:
+    """Paths of the files and folders that lie with a version, in one folder of it; empty where there are none.
+
+    Raises:
+        WorkError: There is no such version, or they cannot be listed.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return tuple(entry.path for entry in _artifacts(model, number).list_artifacts(folder))
+    except (MlflowException, OSError) as error:
+        raise refused(f"listing the files of version {number} of '{model}'", error) from error
+
+
+def discard(model: str, number: int, *, keep: Collection[str]) -> None:
+    """Delete what lies with a version but some of its folders, and the local copy of its Release; it stays a version.
+
+    Raises:
+        WorkError: There is no such version, or MLflow refused; what is left goes with the next try.
+    """
+    from mlflow.exceptions import MlflowException
+
+    shutil.rmtree(home_dir() / "releases" / version(model, number).model_id, ignore_errors=True)
+    artifacts = _artifacts(model, number)
+    for path in stored(model, number):
+        if path in keep:
+            continue
+        try:
+            artifacts.delete_artifacts(path)
+        except (MlflowException, OSError) as error:
+            raise refused(f"deleting {path} of version {number} of '{model}'", error) from error
 
 
 def delete_version(model: str, number: int) -> None:
@@ -419,11 +502,20 @@ def _download(model: str, number: int, artifact_path: str, dst: Path) -> Path:
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
 
-    model_id = version(model, number).model_id
     try:
         with _quietly():
-            uri = f"{client().get_logged_model(model_id).artifact_location}/{artifact_path}"
+            uri = f"{_location(model, number)}/{artifact_path}"
             local = mlflow.artifacts.download_artifacts(uri, dst_path=str(dst), tracking_uri=tracking_uri())
     except (MlflowException, OSError) as error:
         raise refused(f"downloading {artifact_path} of version {number} of '{model}'", error) from error
     return Path(local)
+
+
+def _location(model: str, number: int) -> str:
+    return str(client().get_logged_model(version(model, number).model_id).artifact_location)
+
+
+def _artifacts(model: str, number: int) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(_location(model, number), tracking_uri=tracking_uri())

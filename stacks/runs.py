@@ -1,18 +1,21 @@
 """Runs in MLflow, by explicit ids: the record of how a Release came to be."""
 
 import json
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from models.errors import WorkError, bounded
 from stacks import logs
 from stacks.registry import artifact_root, client, refused, tracking_uri
 
 PARENT_TAG = "mlflow.parentRunId"
+_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second: no run has an id of this form
 _PARAM_LIMIT = 500
 _PAGE = 1000
 _ENDED = ("FINISHED", "FAILED")
@@ -233,6 +236,86 @@ def metrics_of(run_id: str) -> dict[str, float]:
         return dict(client().get_run(run_id).data.metrics)
     except MlflowException as error:
         raise refused(f"reading run {run_id}", error) from error
+
+
+def tags_of(run_id: str) -> dict[str, str]:
+    """A run's tags; none where there is no such run any more.
+
+    Raises:
+        WorkError: MLflow refused.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(client().get_run(run_id).data.tags)
+    except MlflowException as error:
+        if error.error_code in _GONE:
+            return {}
+        raise refused(f"reading run {run_id}", error) from error
+
+
+def read_files(run_id: str, folder: str, ending: str) -> dict[str, bytes]:
+    """The files under a folder of a run's artifacts whose name ends so, by path within the folder, sorted.
+
+    Returns:
+        Empty where there is no such run or folder any more.
+
+    Raises:
+        WorkError: MLflow refused.
+    """
+    from mlflow.exceptions import MlflowException
+
+    store, found, waiting = client(), dict[str, bytes](), [folder]
+    try:
+        with tempfile.TemporaryDirectory() as draft:
+            while waiting:
+                for entry in store.list_artifacts(run_id, waiting.pop()):
+                    if entry.is_dir:
+                        waiting.append(entry.path)
+                    elif entry.path.endswith(ending):
+                        copy = Path(store.download_artifacts(run_id, entry.path, draft))
+                        found[entry.path.removeprefix(f"{folder}/")] = copy.read_bytes()
+    except (MlflowException, OSError) as error:
+        if isinstance(error, MlflowException) and error.error_code in _GONE:
+            return {}
+        raise refused(f"reading {folder} of run {run_id}", error) from error
+    return dict(sorted(found.items()))
+
+
+def list_files(run_id: str, folder: str, ending: str) -> tuple[str, ...]:
+    """Paths of the files under a folder of a run's artifacts whose name ends so, sorted; nothing is fetched.
+
+    Returns:
+        Empty where there is no such run or folder any more.
+
+    Raises:
+        WorkError: MLflow refused.
+    """
+    from mlflow.exceptions import MlflowException
+
+    store, found, waiting = client(), [], [folder]
+    try:
+        while waiting:
+            for entry in store.list_artifacts(run_id, waiting.pop()):
+                if entry.is_dir:
+                    waiting.append(entry.path)
+                elif entry.path.endswith(ending):
+                    found.append(entry.path)
+    except (MlflowException, OSError) as error:
+        if isinstance(error, MlflowException) and error.error_code in _GONE:
+            return ()
+        raise refused(f"looking into {folder} of run {run_id}", error) from error
+    return tuple(sorted(found))
+
+
+def address_of(run_id: str, path: str) -> str | None:
+    """Address of an artifact in the MLflow server's pages, without user and password; None where there is no server."""
+    uri = urlsplit(tracking_uri())
+    if uri.scheme not in ("http", "https") or not uri.hostname:
+        return None
+    host = f"[{uri.hostname}]" if ":" in uri.hostname else uri.hostname
+    at = f"{uri.scheme}://{host}{f':{uri.port}' if uri.port else ''}{quote(uri.path.rstrip('/'), safe='/%')}"
+    return f"{at}/#/experiments/{_experiment_of(tracking_uri(), run_id)}/runs/{run_id}/artifacts/{quote(path)}"
 
 
 def log_dataset(run_id: str, *, name: str, digest: str, schema: Mapping[str, str], rows: int, context: str) -> None:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from models.config import Layer, Section, read_yaml
+from models.config import Layer, read_yaml
 from models.errors import ConfigError, bounded, guess
+from models.section import Section
 from stacks.home import environment as home_environment
 from stacks.home import home_dir, use_home
+from stacks.write_ahead import write_ahead
 
 if TYPE_CHECKING:
     from zenml.models import FlavorResponse, SecretResponse, StackResponse
@@ -197,6 +199,7 @@ def ensure_active(name: str = "local") -> str:
                 apply(name)
                 client.activate_stack(name)
             mark.touch()
+    write_ahead()
     return str(Client().active_stack_model.name)
 
 

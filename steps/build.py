@@ -20,14 +20,29 @@ from models.errors import WorkError, bounded
 from stacks.home import clone_dir
 from steps.apart import apart
 
-SERVING = ("bentoml", "fastapi", "numpy", "pandas", "pydantic", "pyyaml", "scikit-learn", "skops")
-KEYS = ("filelock", "prometheus-client", "psycopg", "psycopg-binary", "sqlalchemy")  # reading access keys, refusing
+SERVING = ("bentoml", "fastapi", "msgspec", "numpy", "pandas", "pydantic", "pyyaml", "scikit-learn", "skops")
+WEB = ("httptools", "uvloop")  # uvicorn takes them where it finds them
+DATABASE = ("alembic", "filelock", "psycopg", "psycopg-binary", "sqlalchemy")  # access keys, log, outcomes
+METRICS = ("prometheus-client", "psutil")
 BENTO_FOLDER = "bento"  # of a version's artifacts
 # What the service is made of: of the rooms below it only what it imports.
 _CODE: Mapping[str, tuple[str, ...]] = {
     "bentos": ("*.py",),
-    "models": ("__init__.py", "config.py", "errors.py"),
-    "stacks": ("__init__.py", "home.py", "keys.py", "ledger.py", "logs.py"),
+    "models": ("__init__.py", "config.py", "errors.py", "judgement.py", "monitoring.py", "section.py"),
+    "stacks": (
+        *(
+            "__init__.py",
+            "alerts.py",
+            "audit.py",
+            "findings.py",
+            "home.py",
+            "keys.py",
+            "ledger.py",
+            "lifecycle.py",
+            "logs.py",
+        ),
+        "migrations/**/*.py",
+    ),
 }
 _LINUX = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "extra": ""}
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;\s*(.*?))?\s*\\?$")
@@ -74,7 +89,7 @@ def build_bento(
             "name": model,
             "version": bento_version(version),
             "labels": dict(labels),
-            "include": [*(f"{room}/*.py" for room in _CODE), "release/**"],
+            "include": [*(f"{room}/**" for room in _CODE), "release/**"],
             "python": {"packages": requirements(release.family), "lock_packages": False},
             "docker": {"python_version": f"{sys.version_info.major}.{sys.version_info.minor}"},
             "build_ctx": str(stage),
@@ -117,7 +132,7 @@ def requirements(family: Family, lock: Path | None = None) -> list[str]:
     """
     pins = read_pins(lock or clone_dir() / "requirements.lock")
     wanted: dict[str, str] = {}
-    open_names = [*SERVING, *KEYS]
+    open_names = [*SERVING, *WEB, *DATABASE, *METRICS]
     while open_names:
         name = canonicalize_name(open_names.pop())
         if name in wanted:
@@ -164,6 +179,7 @@ def _needs(name: str) -> list[str]:
 def _stage(release_dir: Path, stage: Path) -> None:
     shutil.copytree(release_dir, stage / "release")
     for room, patterns in _CODE.items():
-        (stage / room).mkdir()
         for source in sorted(path for pattern in patterns for path in (clone_dir() / room).glob(pattern)):
-            shutil.copy(source, stage / room / source.name)
+            target = stage / source.relative_to(clone_dir())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)

@@ -14,7 +14,7 @@ from models.config import ModelConfig
 ROOT = Path(__file__).absolute().parents[1]
 ROOMS = ("models", "bentos", "steps")
 # What a step speaks through: an edit there changes no answer.
-SPEECH = {"models.errors", "steps.caching", "steps.plots"}
+SPEECH = {"models.errors", "steps.caching", "steps.plots", "steps.fairness_plot"}
 
 
 def cached_by(module: str) -> CachePolicy:

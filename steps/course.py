@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from models.config import Family, ModelConfig, Scalar
+from models.config import Family, ModelConfig
+from models.section import Scalar
 from steps.families import candidates, plain_linear
 from steps.metrics import greater_is_better, is_better
 from steps.sampler import Sampler
@@ -42,7 +43,9 @@ class Course:
             ConfigError: A family or a parameter does not fit the model.
         """
         self._config = config
-        self._sampler = Sampler(candidates(config), config.seed, maximise=greater_is_better(config.metric))
+        self._own = config.evaluation.metrics
+        maximise = greater_is_better(config.metric, self._own)
+        self._sampler = Sampler(candidates(config), config.seed, maximise=maximise)
         self._linear = linear
         self._bests = [Best(plain_linear(config), {}, float(linear.score or 0.0), linear.folds)]
         self._proposed: list[Configuration] = []
@@ -90,7 +93,7 @@ class Course:
         self.history.append(trial)
         self._since_gain += 1
         best = self.best
-        if trial.score is not None and is_better(self._config.metric, trial.score, best.score):
+        if trial.score is not None and is_better(self._config.metric, trial.score, best.score, self._own):
             best, self._since_gain = Best(trial.family, trial.params, trial.score, trial.folds), 0
         self._bests.append(best)
         return trial
@@ -127,7 +130,8 @@ class Course:
             self.arrived(again.model_copy(update={"number": number}))
             return None
         best = self._bests[len(known)]
-        return Task(number, family, params, rival(self._config.metric, [self._linear, *known], family, best.folds))
+        against = rival(self._config.metric, [self._linear, *known], family, best.folds, self._own)
+        return Task(number, family, params, against)
 
     def _known(self, number: int) -> int:
         """How many results a proposal may rest on."""

@@ -10,10 +10,13 @@ import pandas as pd
 
 from bentos.features import derived_columns
 from bentos.schema import encode, labels_of
-from models.config import Family, ModelConfig, Scalar
+from models.config import Family, ModelConfig
 from models.errors import DataError
+from models.section import Scalar
 from steps.families import Params, build_estimator, build_preparation, is_scaled, one_thread
 from steps.metrics import figure
+from steps.own import own_metric
+from steps.reweigh import reweighing_groups, weigh
 
 Array = np.ndarray[Any, Any]
 Matrix = Any
@@ -38,12 +41,16 @@ _OWN_MATRIX = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """One fold as the estimator sees it: matrices (rows, columns), dense or CSR, and the target's codes or numbers."""
+    """One fold as the estimator sees it: matrices (rows, columns), dense or CSR, and the target's codes or numbers.
+
+    Rows to fit weigh `weights`, which those rows alone lead to; all the same where there are none.
+    """
 
     x_fit: Matrix
     y_fit: Array
     x_score: Matrix
     y_score: Array
+    weights: Array | None = None
 
     @property
     def size(self) -> int:
@@ -61,6 +68,8 @@ class CrossValidation:
         target: Shape (n,): codes 0..k-1, or numbers.
         classes: k; 0 for regression.
         folds: Shape (n,): the fold that a row is scored in.
+        labels: The classes; empty for regression.
+        groups: Shape (n,): the group by which a row weighs, see `steps.reweigh`; None where all weigh the same.
     """
 
     config: ModelConfig
@@ -68,6 +77,8 @@ class CrossValidation:
     target: Array
     classes: int
     folds: Array
+    labels: tuple[str, ...] = ()
+    groups: Array | None = None
     _kept: dict[tuple[int, bool], Prepared] = field(default_factory=dict, repr=False, compare=False)
     _binned: dict[tuple[int, int | None], Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -92,16 +103,14 @@ class CrossValidation:
             answered = self._boosted(number, fold, params)
         else:
             answered = self._answer(fold, family, params)
-        return figure(self.config.metric, fold.y_score, answered)
+        return self._figure(fold.y_score, answered)
 
     def dummy_score(self) -> float:
         """The same for a model that ignores its input: class shares, or the mean (for `mae` the median)."""
         figures = []
         for number in range(self.count):
             fitted, scored = self.target[self.folds != number], self.target[self.folds == number]
-            figures.append(
-                figure(self.config.metric, scored, dummy_answer(self.config, fitted, len(scored), self.classes))
-            )
+            figures.append(self._figure(scored, dummy_answer(self.config, fitted, len(scored), self.classes)))
         return self.mean(figures)
 
     def settle(self, family: Family, params: Params, before_fit: Callable[[], None]) -> dict[str, Scalar | None]:
@@ -177,6 +186,16 @@ class CrossValidation:
 
         return joblib.load(path, mmap_mode="r")
 
+    def _figure(self, truth: Array, answered: Array) -> float | None:
+        """The model's metric, of the user's own or one of ours."""
+        own = self.config.evaluation.metrics.get(self.config.metric)
+        if own is None:
+            return figure(self.config.metric, truth, answered)
+        if not self.classes:
+            return own_metric(self.config.metric, own, truth, answered, None)
+        names = np.array(self.labels, dtype=object)
+        return own_metric(self.config.metric, own, names[truth], names[answered.argmax(axis=1)], answered)
+
     def _prepared(self, number: int, scaled: bool) -> Prepared:
         if (number, scaled) in self._kept:
             return self._kept[number, scaled]
@@ -184,7 +203,8 @@ class CrossValidation:
         preparation = build_preparation(self.config, scaled=scaled)
         x_fit = preparation.fit_transform(self.features[~scoring])
         x_score = preparation.transform(self.features[scoring])
-        fold = Prepared(x_fit, self.target[~scoring], x_score, self.target[scoring])
+        weights = None if self.groups is None else weigh(self.groups[~scoring], self.target[~scoring])
+        fold = Prepared(x_fit, self.target[~scoring], x_score, self.target[scoring], weights)
         if sum(kept.size for kept in self._kept.values()) + fold.size <= MEMORY:
             self._kept[number, scaled] = fold
         return fold
@@ -199,7 +219,9 @@ class CrossValidation:
         if len(present) == 1:
             probabilities[:, present] = 1.0
         else:
-            probabilities[:, present] = estimator.fit(fold.x_fit, codes).predict_proba(fold.x_score)
+            probabilities[:, present] = estimator.fit(fold.x_fit, codes, sample_weight=fold.weights).predict_proba(
+                fold.x_score
+            )
         return probabilities
 
     def _boosted(self, number: int, fold: Prepared, params: Params) -> Array:
@@ -213,7 +235,7 @@ class CrossValidation:
         bins = params.get("max_bin")
         key = (number, int(bins) if bins is not None else None)
         if (matrix := self._binned.get(key)) is None:
-            matrix = xgboost.QuantileDMatrix(fold.x_fit, codes, max_bin=bins, nthread=1)
+            matrix = xgboost.QuantileDMatrix(fold.x_fit, codes, weight=fold.weights, max_bin=bins, nthread=1)
             if sum(kept.size for kept in self._kept.values()) + (len(self._binned) + 1) * fold.size <= 2 * MEMORY:
                 self._binned[key] = matrix
         booster = xgboost.train(self._booster_params(estimator), matrix, estimator.get_num_boosting_rounds())
@@ -230,8 +252,12 @@ class CrossValidation:
         x, y = fold.x_fit, fold.y_fit
         key = (-1, int(bins) if bins is not None else None)
         if (known := self._binned.get(key)) is None:
-            learnt = xgboost.QuantileDMatrix(x[~watched], y[~watched], max_bin=bins, nthread=1)
-            known = learnt, xgboost.QuantileDMatrix(x[watched], y[watched], ref=learnt, max_bin=bins, nthread=1)
+            weights = (None, None) if fold.weights is None else (fold.weights[~watched], fold.weights[watched])
+            learnt = xgboost.QuantileDMatrix(x[~watched], y[~watched], weight=weights[0], max_bin=bins, nthread=1)
+            seen = xgboost.QuantileDMatrix(
+                x[watched], y[watched], weight=weights[1], ref=learnt, max_bin=bins, nthread=1
+            )
+            known = learnt, seen
             self._binned[key] = known
         return known
 
@@ -252,7 +278,8 @@ def cross_validation(config: ModelConfig, train: pd.DataFrame) -> CrossValidatio
     target = train[config.target.column]
     numbers = encode(labels, target).to_numpy() if labels else target.to_numpy(np.float64)
     folds = assign_folds(config, train, numbers if labels else np.zeros(len(train), dtype=np.int64))
-    return CrossValidation(config, features, numbers, len(labels), folds)
+    groups = reweighing_groups(config, train)
+    return CrossValidation(config, features, numbers, len(labels), folds, tuple(labels), groups)
 
 
 def assign_folds(config: ModelConfig, train: pd.DataFrame, strata: Array) -> Array:

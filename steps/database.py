@@ -1,13 +1,14 @@
-"""Querying: the answer of an SQL query, some rows at a time, read-only where the database can."""
+"""Querying: the answer of an SQL query, some rows at a time, read-only where the database can; and writing to one."""
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
 import pandas as pd
+from pydantic import ValidationError
 from sqlalchemy import URL, Connection, CursorResult, Engine, NullPool, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
@@ -35,6 +36,44 @@ def query_rows(source: SqlSource, needed: Sequence[str]) -> Iterator[Chunk]:
     """
     where = f"source '{source.name}'"
     url = _url(source, where)
+    url = _read_only_file(url, where) if url.get_backend_name() == "sqlite" else url
+    with _connected(source, url, where) as connection:
+        try:
+            yield from _chunks(_read_only(connection), source, needed, where)
+        except SQLAlchemyError as error:
+            raise DataError(f"{where}: the query failed: {_said(error, url)}; correct `query`") from None
+
+
+@contextmanager
+def writing(address: str, where: str) -> Iterator[Connection]:
+    """One transaction of a database that is written to: committed at the end, taken back when anything fails.
+
+    Args:
+        address: SQLAlchemy URL, as a source's; a relative path of SQLite starts at `GAUNTLET_DATA`.
+        where: What is written, for messages.
+
+    Raises:
+        DataError: The database does not answer, or refuses.
+        ConfigError: The URL is none, holds a password, or a variable in it is not set.
+    """
+    try:
+        source = SqlSource(name="output", kind="sql", url=address, query="-")
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    url = _url(source, where)
+    if url.get_backend_name() == "sqlite" and url.database:
+        url = url.set(database=str(data_dir() / url.database))
+    with _connected(source, url, where) as connection:
+        try:
+            with connection.begin():
+                yield connection
+        except SQLAlchemyError as error:
+            raise DataError(f"{where}: the database refused: {_said(error, url)}; nothing was written") from None
+
+
+@contextmanager
+def _connected(source: SqlSource, url: URL, where: str) -> Iterator[Connection]:
+    """A connection, and nothing left open after it."""
     engine = _engine(url, where)
     try:
         try:
@@ -42,10 +81,7 @@ def query_rows(source: SqlSource, needed: Sequence[str]) -> Iterator[Chunk]:
         except SQLAlchemyError as error:
             raise DataError(_no_connection(error, source, url, where)) from None
         with connection:
-            try:
-                yield from _chunks(_read_only(connection), source, needed, where)
-            except SQLAlchemyError as error:
-                raise DataError(f"{where}: the query failed: {_said(error, url)}; correct `query`") from None
+            yield connection
     finally:
         engine.dispose()
 
@@ -103,8 +139,7 @@ def _url(source: SqlSource, where: str) -> URL:
             f"{where}: url is no database address; write dialect://user:${{PASSWORD}}@host:port/database, or "
             "${VARIABLE} for the whole of it"
         ) from None
-    url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
-    return _read_only_file(url, where) if url.get_backend_name() == "sqlite" else url
+    return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
 
 
 def _read_only_file(url: URL, where: str) -> URL:

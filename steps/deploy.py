@@ -8,6 +8,7 @@ time. So deploying does both: it writes the file, and dates the champion after e
 import hashlib
 import json
 import logging
+import lzma
 import os
 import re
 import shutil
@@ -189,7 +190,7 @@ def _unpack(archive: Path, target: Path) -> None:
                 with content, place.open("wb") as file:
                     shutil.copyfileobj(content, file)
                 place.chmod(0o644 | member.mode & 0o111)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
         raise WorkError(
             f"the Bento {archive.name} of the registry cannot be unpacked: {type(error).__name__}"
         ) from error

@@ -15,7 +15,8 @@ from packaging.markers import Marker
 from models.errors import GauntletError, bounded
 from stacks import registry
 from stacks.home import clone_dir, use_home
-from stacks.ledger import Ledger, Standing, open_ledger
+from stacks.ledger import Ledger, open_ledger
+from stacks.lifecycle import Standing
 
 LOCK = "requirements.lock"
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;\s*(.*?))?\s*\\?$")
@@ -150,6 +151,19 @@ def check_releases() -> Iterator[Finding]:
             yield Finding("releases", True, f"{model} v{standing.champion}: {files} files are as they were written")
 
 
+def check_retired() -> Iterator[Finding]:
+    """Of the versions that were retired nothing is left but their evidence."""
+    from steps.archive import is_uncleared
+
+    for model, standing in _standings():
+        retired = {number for number, state in standing.states.items() if state == "retired"}
+        versions = [version for version in registry.versions(model) if version.number in retired]
+        wrong = [
+            f"v{v.number} of {model} is retired, its files are there" for v in versions if is_uncleared(v, retired)
+        ]
+        yield _mirrored("retired", model, wrong, f"{model}: {len(versions)} retired, their evidence is archived")
+
+
 def check_stack() -> Iterator[Finding]:
     """The flavors of the active stack's components are registered with ZenML and can be loaded."""
     from zenml.client import Client
@@ -262,6 +276,7 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "aliases": check_aliases,
     "latest": check_latest,
     "releases": check_releases,
+    "retired": check_retired,
     "stack": check_stack,
     "server": check_server,
     "database": check_database,

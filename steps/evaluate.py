@@ -1,36 +1,48 @@
 """Evaluating: champion and challenger on the same raw rows, none of which either was trained on."""
 
-import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from zenml import step
 
-from bentos.frame import to_frame
 from bentos.release import Answers, Release
 from bentos.schema import encode
 from models.config import ModelConfig
-from models.errors import DataError
 from stacks import registry, runs
+from stacks.commit import COMMIT_TAG, commit
+from steps.behaviour import Behaved, check_behaviour
+from steps.bootstrap import Interval
 from steps.caching import cached_by, parse_config
+from steps.compare import Comparison, compare
 from steps.crossval import dummy_answer
+from steps.explanations import draw_explanations, explain
+from steps.facts import EVALUATION, EVALUATION_FOLDER, FACTS, facts_of
+from steps.fairness import assess_fairness
+from steps.fairness_plot import fairness_plot
+from steps.fairness_report import FairnessReport
 from steps.families import one_thread, plain_linear
+from steps.holdout import draw_holdout, write_holdout
+from steps.measure import CalibrationBin, ClassFigures, CrossValidated, cross_validated, measure
 from steps.metrics import compute_metrics, greater_is_better
-from steps.plots import confusion_plot, importance_plot, residual_plot, roc_plot
-from steps.split import in_test
+from steps.paired import Paired
+from steps.plots import (
+    calibration_plot,
+    confusion_plot,
+    pr_plot,
+    residual_plot,
+    residual_spread_plot,
+    roc_plot,
+    slices_plot,
+)
+from steps.slices import Slice, slices
 from steps.train import fit_family
 from steps.validate import QualityReport
 
 Array = np.ndarray[Any, Any]
-
-IMPORTANCE_ROWS = 500
-IMPORTANCE_COLUMNS = 50
-IMPORTANCE_REPEATS = 3
 
 
 class Evaluation(BaseModel):
@@ -42,17 +54,32 @@ class Evaluation(BaseModel):
         data_digest: Digest of the data it comes from.
         metric: The figure that decides.
         greater_is_better: Whether a larger one is better.
+        smaller_is_better: The user's own figures of which a smaller one is better.
         challenger: Its figures on all test rows.
         champion_version: The champion of that moment.
         champion: The champion's figures on the compared rows; None when there is nothing to compare (see notes).
         challenger_compared: The challenger's figures on the same rows.
+        paired: By how much the challenger is better, with its bounds; None where there are no champion's figures.
         rows: How many rows were compared: neither was trained on any of them.
         test_rows: How many test rows there are.
         dummy: The metric of a model that ignores its input, on the test rows.
         linear: The metric of the plain linear pipeline, fitted on the training rows, on the test rows.
         quality_score: The data's, 0 to 100.
         mlflow_run_id: The run that holds figures and plots.
+        behaviour: What came of each of the YAML's behavioural checks.
         notes: What a reader of the figures has to know.
+        importance: Input to what shuffling it costs in the metric, the 50 largest.
+        effects: Input to its mean absolute effect on the answers (global SHAP importance), the 50 largest.
+        effects_scale: What effects are measured in.
+        champion_effects: The champion's on the same test rows.
+        importance_drift: Total variation distance, 0 to 1, between the two models' shares of effect by column.
+        tokens: Class to its terms and their mean signed effects, of a model that reads text.
+        intervals: Figure of the challenger to its bootstrap interval on all test rows.
+        classes: The same class by class; empty for a regression.
+        calibration: The challenger's probabilities beside what happened; empty for a regression.
+        slices: Parts of the test rows: those that the YAML asks for, then the worst ones found.
+        cross_validation: What the challenger's configuration scored on the folds of the training rows.
+        fairness: Rates of the groups of sensitive columns; None where there is no such column.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,26 +89,31 @@ class Evaluation(BaseModel):
     data_digest: str
     metric: str
     greater_is_better: bool
+    smaller_is_better: tuple[str, ...] = ()
     challenger: dict[str, float]
     champion_version: int | None = None
     champion: dict[str, float] | None = None
     challenger_compared: dict[str, float] | None = None
+    paired: Paired | None = None
     rows: int
     test_rows: int
     dummy: float
     linear: float
     quality_score: float
     mlflow_run_id: str
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Champion and challenger on the same rows; without figures where that cannot be, and why."""
-
-    rows: int
-    champion: dict[str, float] | None
-    challenger: dict[str, float] | None
+    behaviour: tuple[Behaved, ...] = ()
+    importance: dict[str, float] | None = None
+    effects: dict[str, float] | None = None
+    effects_scale: str | None = None
+    champion_effects: dict[str, float] | None = None
+    importance_drift: float | None = None
+    tokens: dict[str, dict[str, float]] | None = None
+    intervals: dict[str, Interval] = Field(default_factory=dict)
+    classes: tuple[ClassFigures, ...] = ()
+    calibration: tuple[CalibrationBin, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    cross_validation: CrossValidated | None = None
+    fairness: FairnessReport | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -114,115 +146,55 @@ def evaluate_release(
         if champion is not None:
             compared = compare(config, release, champion, f"v{champion_version}", test)
         dummy, linear = _simplest(config, release, train, test)
+        behaviour = check_behaviour(release, test)
+    figures = compute_metrics(config, labels, truth, answers)
+    measured = measure(config, labels, truth, answers)
     return Evaluation(
         model=config.name,
         release_digest=release.digest,
         data_digest=release.data_digest,
         metric=config.metric,
-        greater_is_better=greater_is_better(config.metric),
-        challenger=compute_metrics(config, labels, truth, answers),
+        greater_is_better=greater_is_better(config.metric, config.evaluation.metrics),
+        smaller_is_better=tuple(name for name, own in config.evaluation.metrics.items() if not own.greater_is_better),
+        challenger=figures,
         champion_version=champion_version,
         champion=compared.champion,
         challenger_compared=compared.challenger,
+        paired=compared.paired,
         rows=compared.rows,
         test_rows=len(test),
         dummy=dummy,
         linear=linear,
         quality_score=quality_score,
         mlflow_run_id=str(release.evidence.get("mlflow_run", {}).get("run_id", "")),
+        behaviour=behaviour,
         notes=compared.notes,
+        intervals=measured.intervals,
+        classes=measured.classes,
+        calibration=measured.calibration,
+        slices=slices(config, labels, test, answers, figures[config.metric]),
+        cross_validation=cross_validated(release.evidence.get("tuning")),
+        fairness=assess_fairness(release, train, test, answers),
     )
 
 
-def compare(config: ModelConfig, challenger: Release, champion: Release, name: str, test: pd.DataFrame) -> Comparison:
-    """Put champion and challenger on the same raw rows, none of which either was trained on.
-
-    Each prepares the rows by its own pipeline. A champion that cannot read the rows is no error: the notes say why.
-
-    Args:
-        config: The challenger's configuration: its metric is the one that counts.
-        challenger: The new Release.
-        champion: The present one.
-        name: What the notes call the champion.
-        test: Typed test rows of the challenger, with the target.
-    """
-    try:
-        rows = test[unseen(challenger, test) & unseen(champion, test)]
-        if rows.empty:
-            return Comparison(0, None, None, (f"{name} was trained on all {len(test)} test rows",))
-        notes = (
-            []
-            if len(rows) == len(test)
-            else [f"{name} was trained on {len(test) - len(rows)} of {len(test)} test rows"]
-        )
-        theirs, read = _answers_of(champion, name, rows)
-        if champion.schema.labels != challenger.schema.labels:
-            notes.append(f"{name} knows the classes {', '.join(champion.schema.labels)[:200] or 'of no kind'}")
-        truth = rows[config.target.column].to_numpy()
-        return Comparison(
-            len(rows),
-            compute_metrics(config, champion.schema.labels, truth, theirs),
-            compute_metrics(config, challenger.schema.labels, truth, challenger.answer(rows)),
-            (*notes, *read),
-        )
-    except DataError as error:
-        return Comparison(0, None, None, (f"{name} cannot be compared: {error}",))
-
-
-def unseen(release: Release, frame: pd.DataFrame) -> Array:
-    """Which rows a Release cannot have been trained on.
-
-    By content or entity that is a property of the row; by time, whatever is newer than its newest training row.
+def record(evaluation: Evaluation, release: Release, test: pd.DataFrame, champion: Release | None = None) -> Evaluation:
+    """Explain a Release, beside the champion, and write figures, plots and holdout scores to its MLflow run.
 
     Returns:
-        Shape (n,) of bool.
+        The evaluation with its explanations and the id of the run that holds them.
 
     Raises:
-        DataError: The column that decides is absent or has missing values.
+        WorkError: MLflow refused, or effects do not add up to the answers.
     """
-    split = release.config.split
-    if split.by != "time" or split.column is None:
-        return np.asarray(in_test(release.config, frame), dtype=bool)
-    if split.column not in frame.columns:
-        raise DataError(f"the rows have no column '{split.column}', by which its training rows were chosen")
-    newest = release.reference_summary["columns"][split.column]["quantiles"]["1"]
-    moments = frame[split.column]
-    return np.asarray(moments > (pd.Timestamp(newest) if moments.dtype.kind == "M" else newest), dtype=bool)
-
-
-def permutation_importance(release: Release, test: pd.DataFrame) -> dict[str, float]:
-    """What shuffling one input column costs in the model's metric (Breiman 2001), seeded, on at most 500 test rows.
-
-    Returns:
-        Input to the mean loss over a few shuffles, positive when the column helps; largest first.
-    """
-    config, labels = release.config, release.schema.labels
-    random = np.random.default_rng(config.seed)
-    rows = test.iloc[np.sort(random.permutation(len(test))[:IMPORTANCE_ROWS])].reset_index(drop=True)
-    truth = rows[config.target.column].to_numpy()
-    sign = 1 if greater_is_better(config.metric) else -1
-    whole = compute_metrics(config, labels, truth, release.answer(rows))[config.metric]
-    costs = {}
-    for name in list(release.schema.inputs)[:IMPORTANCE_COLUMNS]:
-        losses = []
-        for _ in range(IMPORTANCE_REPEATS):
-            shuffled = rows.assign(**{name: rows[name].to_numpy()[random.permutation(len(rows))]})
-            losses.append(whole - compute_metrics(config, labels, truth, release.answer(shuffled))[config.metric])
-        costs[name] = sign * float(np.mean(losses))
-    return dict(sorted(costs.items(), key=lambda item: -item[1]))
-
-
-def record(evaluation: Evaluation, release: Release, test: pd.DataFrame) -> Evaluation:
-    """Write figures and plots to the Release's MLflow run.
-
-    Returns:
-        The evaluation with the id of the run that holds them.
-
-    Raises:
-        WorkError: MLflow refused.
-    """
+    explanations = explain(release, test, champion)
+    evaluation = evaluation.model_copy(
+        update={**explanations.told(), "notes": (*evaluation.notes, *explanations.notes)}
+    )
     run_id = runs.same_run(evaluation.model, evaluation.mlflow_run_id)
     figures = {f"test_{name}": value for name, value in evaluation.challenger.items()}
+    for name, ends in evaluation.intervals.items():
+        figures |= {f"test_{name}_low": ends.low, f"test_{name}_high": ends.high}
     figures |= {
         f"test_{evaluation.metric}_dummy": evaluation.dummy,
         f"test_{evaluation.metric}_linear": evaluation.linear,
@@ -230,12 +202,23 @@ def record(evaluation: Evaluation, release: Release, test: pd.DataFrame) -> Eval
     }
     if evaluation.champion is not None:
         figures[f"compared_{evaluation.metric}_champion"] = evaluation.champion[evaluation.metric]
-    runs.log_run(run_id, metrics=figures)
+    if evaluation.fairness is not None:
+        figures |= {f"test_{name}": value for name, value in evaluation.fairness.figures().items()}
+    if evaluation.importance_drift is not None:
+        figures["importance_drift"] = evaluation.importance_drift
+    known = commit()
+    runs.log_run(run_id, metrics=figures, tags={COMMIT_TAG: known} if known else {})
     with tempfile.TemporaryDirectory() as folder:
         draw(release, test, Path(folder))
+        draw_explanations(explanations, release, Path(folder))
+        (Path(folder) / FACTS).write_text(facts_of(release, test).model_dump_json(indent=2))
+        draw_judged(evaluation, Path(folder))
+        write_holdout(Path(folder), draw_holdout(release, test))
+        if evaluation.fairness is not None:
+            fairness_plot(Path(folder) / "fairness.png", evaluation.fairness)
         evaluation = evaluation.model_copy(update={"mlflow_run_id": run_id})
-        (Path(folder) / "evaluation.json").write_text(evaluation.model_dump_json(indent=2))
-        runs.log_files(run_id, Path(folder), "evaluation")
+        (Path(folder) / EVALUATION).write_text(evaluation.model_dump_json(indent=2))
+        runs.log_files(run_id, Path(folder), EVALUATION_FOLDER)
     return evaluation
 
 
@@ -245,22 +228,22 @@ def draw(release: Release, test: pd.DataFrame, folder: Path) -> None:
     truth = test[release.config.target.column].to_numpy()
     if answers.probabilities is None:
         residual_plot(folder / "residuals.png", np.asarray(truth, dtype=np.float64), answers.values)
+        residual_spread_plot(folder / "residual_spread.png", np.asarray(truth, dtype=np.float64), answers.values)
     else:
         confusion_plot(folder / "confusion_matrix.png", labels, truth, answers.values)
         roc_plot(folder / "roc.png", labels, truth, answers.probabilities)
-    importance = permutation_importance(release, test)
-    importance_plot(folder / "importance.png", importance, release.config.metric)
-    (folder / "importance.json").write_text(json.dumps(importance, indent=2))
+        pr_plot(folder / "precision_recall.png", labels, truth, answers.probabilities)
 
 
-def _answers_of(champion: Release, name: str, rows: pd.DataFrame) -> tuple[Answers, list[str]]:
-    """The champion's answers to rows that were typed for the challenger, typed again by its own schema."""
-    typed = to_frame(rows, champion.schema.inputs)
-    absent = [column for column in champion.schema.inputs if column not in rows.columns]
-    if absent:
-        raise DataError(f"the rows lack {len(absent)} columns that it reads: {', '.join(absent[:5])}")
-    notes = [f"{name} reads {p.count} values of '{p.column}' as missing: {p.reason}" for p in typed.problems[:5]]
-    return champion.answer(typed.frame), notes
+def draw_judged(evaluation: Evaluation, folder: Path) -> None:
+    """Draw calibration and slices, where there are any, into a folder."""
+    if evaluation.calibration:
+        two = len(evaluation.classes) == 2
+        said = f"probability of {evaluation.classes[1].label[:20]}" if two else "the most probable class"
+        calibration_plot(folder / "calibration.png", evaluation.calibration, said)
+    if evaluation.slices:
+        whole = evaluation.challenger[evaluation.metric]
+        slices_plot(folder / "slices.png", evaluation.slices, evaluation.metric, whole)
 
 
 def _simplest(config: ModelConfig, release: Release, train: pd.DataFrame, test: pd.DataFrame) -> tuple[float, float]:
@@ -294,4 +277,4 @@ def evaluate(
     if champion_version is not None:
         champion = Release.open(registry.release_dir(parse_config(config).name, champion_version))
     judged = evaluate_release(challenger, train, test, report.score, champion, champion_version)
-    return record(judged, challenger, test)
+    return record(judged, challenger, test, champion)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from bentos.features import derived_columns, feature_kinds
 from bentos.text import text_tfidf
-from models.config import Family, ModelConfig, Parameter, Scalar
+from models.config import Family, ModelConfig, Parameter
 from models.errors import ConfigError
+from models.section import Scalar
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator

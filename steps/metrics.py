@@ -1,44 +1,68 @@
 """Figures of a model's answers against the truth: the same rows in, the same figures out, to the last digit."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from models.config import ModelConfig
 from models.errors import ConfigError, DataError
+from models.judgement import OwnMetric
+from steps.own import own_metrics
 
 if TYPE_CHECKING:
     from bentos.release import Answers
 
 Array = np.ndarray[Any, Any]
 
-CLASSIFICATION = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "roc_auc", "pr_auc", "log_loss", "brier")
+ECE_BINS = 15
+CLASSIFICATION = (
+    "accuracy",
+    "balanced_accuracy",
+    "f1_macro",
+    "f1_weighted",
+    "roc_auc",
+    "pr_auc",
+    "pr_auc_macro",
+    "log_loss",
+    "brier",
+    "ece",
+)
 ABSTAINING = ("answered", "accuracy_answered")
 REGRESSION = ("mae", "rmse", "r2")
-_BEST = {"log_loss": 0.0, "brier": 0.0, "mae": 0.0, "rmse": 0.0}
+NONE: Mapping[str, OwnMetric] = {}
+_BEST = {"log_loss": 0.0, "brier": 0.0, "ece": 0.0, "mae": 0.0, "rmse": 0.0}
 
 
 def metric_names(config: ModelConfig, labels: Sequence[str] = ()) -> tuple[str, ...]:
-    """Figures that a task has; `pr_auc` exists for two classes only, `ABSTAINING` where the model may abstain.
+    """Figures that a task has; `pr_auc` for two classes, `pr_auc_macro` for more, `ABSTAINING` where it may abstain.
 
     Args:
         config: The model.
         labels: Its classes, where they are known.
     """
+    own = tuple(config.evaluation.metrics)
     if config.task == "regression":
-        return REGRESSION
+        return (*REGRESSION, *own)
     abstaining = ABSTAINING if config.serving.abstain_below is not None else ()
-    return (*(name for name in CLASSIFICATION if name != "pr_auc" or len(labels) in (0, 2)), *abstaining)
+    absent = {0: None, 2: "pr_auc_macro"}.get(len(labels), "pr_auc")
+    return (*(name for name in CLASSIFICATION if name != absent), *abstaining, *own)
 
 
 def require_metric(config: ModelConfig, labels: Sequence[str] = ()) -> None:
-    """Refuse a `metric` that the task has not.
+    """Refuse a `metric` that the task has not, and own metrics that take a name or are asked for what they have not.
 
     Raises:
         ConfigError: The message names those there are.
     """
+    own = config.evaluation.metrics
+    if taken := [name for name in own if name in (*CLASSIFICATION, *ABSTAINING, *REGRESSION)]:
+        raise ConfigError(f"evaluation.metrics: Gauntlet has a figure '{taken[0]}' already; give yours another name")
+    if config.metric in own and config.promotion.min_improvement.of == "error":
+        raise ConfigError(
+            f"promotion.min_improvement.of: what '{config.metric}' is without error is not known: use metric"
+        )
     names = [name for name in metric_names(config, labels) if name not in ABSTAINING]
     if config.metric not in names:
         classes = f" with {len(labels)} classes" if labels else ""
@@ -47,19 +71,21 @@ def require_metric(config: ModelConfig, labels: Sequence[str] = ()) -> None:
         )
 
 
-def greater_is_better(name: str) -> bool:
-    """Whether a larger value of the figure is a better one."""
-    return name not in _BEST
+def greater_is_better(name: str, own: Mapping[str, OwnMetric] = NONE) -> bool:
+    """Whether a larger value of the figure is a better one; `own` are the model's own metrics."""
+    return own[name].greater_is_better if name in own else name not in _BEST
 
 
-def best_value(name: str) -> float:
-    """The value of the figure that a model without error has."""
+def best_value(name: str, own: Mapping[str, OwnMetric] = NONE) -> float:
+    """The value of the figure that a model without error has; infinite for an own metric, of which it is not known."""
+    if name in own:
+        return np.inf if own[name].greater_is_better else -np.inf
     return _BEST.get(name, 1.0)
 
 
-def is_better(name: str, value: float, than: float) -> bool:
+def is_better(name: str, value: float, than: float, own: Mapping[str, OwnMetric] = NONE) -> bool:
     """Whether `value` is strictly better than `than`; a tie is not."""
-    return value > than if greater_is_better(name) else value < than
+    return value > than if greater_is_better(name, own) else value < than
 
 
 def compute_metrics(config: ModelConfig, labels: Sequence[str], truth: Array, answers: "Answers") -> dict[str, float]:
@@ -75,21 +101,23 @@ def compute_metrics(config: ModelConfig, labels: Sequence[str], truth: Array, an
         answers: What the model said to the same rows.
 
     Raises:
-        DataError: There are no rows, or the rows do not allow `config.metric`.
+        DataError: There are no rows, the rows do not allow `config.metric`, or an own metric fails on them.
     """
     if not len(truth):
         raise DataError("no rows to evaluate on: give more data, or a larger split.test")
     if config.task == "regression":
-        figures = regression_metrics(np.asarray(truth, dtype=np.float64), answers.values)
+        truth = np.asarray(truth, dtype=np.float64)
+        figures = regression_metrics(truth, answers.values)
     else:
         if answers.probabilities is None:
             raise TypeError("a classifier's answers hold probabilities")
-        codes = _codes(labels, truth)
-        predicted = _codes(labels, answers.values)
+        codes = class_codes(labels, truth)
+        predicted = class_codes(labels, answers.values)
         figures = classification_metrics(codes, answers.probabilities, predicted)
         if config.serving.abstain_below is not None:
             told = answers.probabilities.max(axis=1) >= config.serving.abstain_below
             figures |= abstention_metrics(codes, predicted, told)
+    figures |= own_metrics(config, truth, answers.values, answers.probabilities)
     if config.metric not in figures:
         raise DataError(_undefined(config, labels, truth))
     return figures
@@ -123,26 +151,71 @@ def classification_metrics(truth: Array, probabilities: Array, predicted: Array 
     Returns:
         `roc_auc` of many classes is the mean over the classes that the rows tell apart, each against the rest
         (Hand & Till 2001 discuss it); `log_loss` clips at the smallest double step; `brier` is the mean squared
-        error of the second class's probability, of many classes the mean sum of squares (Brier 1950).
+        error of the second class's probability, of many classes the mean sum of squares (Brier 1950); `pr_auc` is
+        the average precision of the second class of two, `pr_auc_macro` the mean over many; `ece`: see
+        `calibration_gaps`.
     """
     predicted = probabilities.argmax(axis=1) if predicted is None else predicted
     recall, f1, weight = _by_class(truth, predicted)
+    log_losses, squares = row_losses(truth, probabilities)
     present = weight > 0
     figures = {
         "accuracy": float(np.mean(truth == predicted)),
         "balanced_accuracy": float(np.mean(recall[present])),
         "f1_macro": float(np.mean(f1)),
         "f1_weighted": float(np.average(f1, weights=weight)),
-        "log_loss": _log_loss(truth, probabilities),
-        "brier": _brier(truth, probabilities),
+        "log_loss": float(np.mean(log_losses)),
+        "brier": float(np.mean(squares)),
+        "ece": _ece(truth, probabilities),
     }
     if (area := _roc_auc(truth, probabilities)) is not None:
         figures["roc_auc"] = area
-    if probabilities.shape[1] == 2 and (truth == 1).any():
-        from sklearn.metrics import average_precision_score
-
-        figures["pr_auc"] = float(average_precision_score(truth == 1, probabilities[:, 1]))
+    if (area := _pr_auc(truth, probabilities)) is not None:
+        figures["pr_auc" if probabilities.shape[1] == 2 else "pr_auc_macro"] = area
     return {name: figures[name] for name in CLASSIFICATION if name in figures}
+
+
+def row_losses(truth: Array, probabilities: Array) -> tuple[Array, Array]:
+    """Each row's log loss and squared error, whose means are `log_loss` and `brier`; both of shape (n,).
+
+    Args:
+        truth: Shape (n,): codes; -1 for a class that the model does not know, to which it gives probability 0.
+        probabilities: Shape (n, k).
+    """
+    classes = probabilities.shape[1]
+    given = np.where(truth >= 0, probabilities[np.arange(len(truth)), np.maximum(truth, 0)], 0.0)
+    squares = np.sum((probabilities - (truth[:, None] == np.arange(classes))) ** 2, axis=1) + (truth < 0)
+    logs = -np.log(np.clip(given, np.finfo(np.float64).eps, 1.0))
+    return logs, squares / (2 if classes == 2 else 1)
+
+
+def calibration_gaps(truth: Array, probabilities: Array) -> tuple[Array, Array]:
+    """What the expected calibration error is made of: each row's bin of 15, and its probability less what happened.
+
+    The bins are of equal width, right ends included. Two classes: probability and share of the second class (Naeini et
+    al. 2015, "Obtaining well calibrated probabilities using Bayesian binning"). More: probability of the most probable
+    class, and how often it is right (Guo et al. 2017, "On calibration of modern neural networks"). The error is
+    the sum of the bins' absolute sums of gaps, by the number of rows.
+
+    Args:
+        truth: Shape (n,): codes; -1 for a class that the model does not know.
+        probabilities: Shape (n, k).
+
+    Returns:
+        Bins 0..14 and gaps in -1..1, both of shape (n,).
+    """
+    if probabilities.shape[1] == 2:
+        said, happened = probabilities[:, 1], truth == 1
+    else:
+        said, happened = probabilities.max(axis=1), truth == probabilities.argmax(axis=1)
+    bins = np.clip(np.ceil(said * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
+    return bins, said - happened
+
+
+def class_codes(labels: Sequence[str], values: Array) -> Array:
+    """Shape (n,): the place of each value among the labels, -1 for one that is not there."""
+    order = {label: code for code, label in enumerate(labels)}
+    return np.fromiter((order.get(value, -1) for value in values), dtype=np.int64, count=len(values))
 
 
 def abstention_metrics(truth: Array, predicted: Array, told: Array) -> dict[str, float]:
@@ -172,11 +245,6 @@ def regression_metrics(truth: Array, predicted: Array) -> dict[str, float]:
     return figures
 
 
-def _codes(labels: Sequence[str], values: Array) -> Array:
-    order = {label: code for code, label in enumerate(labels)}
-    return np.fromiter((order.get(value, -1) for value in values), dtype=np.int64, count=len(values))
-
-
 def _by_class(truth: Array, predicted: Array) -> tuple[Array, Array, Array]:
     """Recall, F1 (0 where never predicted nor right) and number of rows, per class in truth or prediction."""
     classes = np.union1d(truth, predicted)
@@ -186,15 +254,9 @@ def _by_class(truth: Array, predicted: Array) -> tuple[Array, Array, Array]:
     return hits / np.maximum(actual, 1), 2 * hits / (actual + said), actual
 
 
-def _log_loss(truth: Array, probabilities: Array) -> float:
-    given = np.where(truth >= 0, probabilities[np.arange(len(truth)), np.maximum(truth, 0)], 0.0)
-    return float(-np.mean(np.log(np.clip(given, np.finfo(np.float64).eps, 1.0))))
-
-
-def _brier(truth: Array, probabilities: Array) -> float:
-    classes = probabilities.shape[1]
-    squares = np.sum((probabilities - (truth[:, None] == np.arange(classes))) ** 2, axis=1) + (truth < 0)
-    return float(np.mean(squares) / (2 if classes == 2 else 1))
+def _ece(truth: Array, probabilities: Array) -> float:
+    bins, gaps = calibration_gaps(truth, probabilities)
+    return float(np.abs(np.bincount(bins, weights=gaps, minlength=ECE_BINS)).sum() / len(truth))
 
 
 def _roc_auc(truth: Array, probabilities: Array) -> float | None:
@@ -208,6 +270,14 @@ def _roc_auc(truth: Array, probabilities: Array) -> float | None:
             positive = truth == code
             if positive.any() and not positive.all():
                 areas.append(float(roc_auc_score(positive, probabilities[:, code])))
+    return float(np.mean(areas)) if areas else None
+
+
+def _pr_auc(truth: Array, probabilities: Array) -> float | None:
+    from sklearn.metrics import average_precision_score
+
+    classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    areas = [average_precision_score(truth == c, probabilities[:, c]) for c in classes if (truth == c).any()]
     return float(np.mean(areas)) if areas else None
 
 

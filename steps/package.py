@@ -2,20 +2,21 @@
 
 import hashlib
 import logging
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 from zenml import step
 
 from bentos.release import Release
 from models.errors import WorkError, bounded
 from stacks import registry
-from stacks.home import clone_dir
+from stacks.commit import commit
 from steps.build import BENTO_FOLDER, bento_file, bento_version, build_bento
 from steps.evaluate import Evaluation
+from steps.prove import prove_fast_path
 from steps.register import register_release
 from steps.serve import Latency, smoke_test
 
@@ -31,6 +32,8 @@ class Package(BaseModel):
         version: Its number.
         tag: `<model>:<version as six digits>`.
         bento_uri: Where the `.bento` file lies in the registry's artifacts.
+        release_uri: Where its Release lies, for services that follow the ledger.
+        manifest_sha256: Of that Release's manifest.
         size_bytes: Size of that file.
         p50_ms: Median time of a single prediction over HTTP, milliseconds; 0 where the smoke test did not pass.
         p95_ms: 95th percentile of the same.
@@ -43,6 +46,8 @@ class Package(BaseModel):
     version: int
     tag: str
     bento_uri: str
+    release_uri: str
+    manifest_sha256: str
     size_bytes: int
     p50_ms: float
     p95_ms: float
@@ -83,11 +88,14 @@ def package_release(release_dir: Path, run_id: str, metric: str) -> Package:
             latency, smoke = smoke_test(bento, release), "passed"
         except WorkError as error:
             latency, smoke = Latency(0.0, 0.0), bounded(str(error), 1_000)
+        release_uri, manifest_sha256 = registry.place(model, version)
         package = Package(
             model=model,
             version=version,
             tag=f"{model}:{bento_version(version)}",
             bento_uri=registry.log_file(model, version, bento, BENTO_FOLDER),
+            release_uri=release_uri,
+            manifest_sha256=manifest_sha256,
             size_bytes=bento.stat().st_size,
             p50_ms=latency.p50_ms,
             p95_ms=latency.p95_ms,
@@ -99,8 +107,9 @@ def package_release(release_dir: Path, run_id: str, metric: str) -> Package:
 
 
 @step(enable_cache=False)
-def package(release: Path, evaluation: Evaluation) -> Annotated[Package, "package"]:
-    """Package the Release in `release`; see `package_release`."""
+def package(release: Path, evaluation: Evaluation, test: pd.DataFrame) -> Annotated[Package, "package"]:
+    """Package the Release in `release`, its fast path proven on the test rows; see `package_release`."""
+    prove_fast_path(release, test)
     return package_release(release, evaluation.mlflow_run_id, evaluation.metric)
 
 
@@ -124,19 +133,9 @@ def _labels(release: Release, metric: str) -> dict[str, str]:
     labels = {"release_digest": release.digest}
     if metric in release.metrics:
         labels["metric"] = f"{metric}={release.metrics[metric]:.6g}"
-    if commit := _commit():
-        labels["git_commit"] = commit
+    if known := commit():
+        labels["git_commit"] = known
     return labels
-
-
-def _commit() -> str | None:
-    """The clone's commit, with `-dirty` where files differ from it; None outside of a git work tree."""
-    command = ["git", "-C", str(clone_dir()), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _sum(path: Path) -> str:

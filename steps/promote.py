@@ -4,6 +4,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -12,11 +13,18 @@ from zenml import get_step_context, step
 from models.config import ModelConfig
 from models.errors import GauntletError, WorkError, bounded
 from stacks import registry
-from stacks.ledger import Action, Conflict, Entry, Ledger, Standing, open_ledger
+from stacks.ledger import Action, Conflict, Entry, Ledger, current_actor, open_ledger
+from stacks.lifecycle import Standing, require
+from steps.approve import Asked, settle
+from steps.archive import clear_retired
 from steps.caching import parse_config
+from steps.card import write_card
 from steps.deploy import publish, stage
 from steps.evaluate import Evaluation
+from steps.label import label_of
 from steps.package import Package
+from steps.refuse import supersede
+from steps.sound import require_sound
 from steps.verdict import Decision, Gate, Verdict, judge, require_gates
 
 __all__ = [
@@ -51,9 +59,8 @@ def decide(
     evaluation: Evaluation,
     package: Package,
     *,
-    why: str = "",
-    actor: str | None = None,
     request: str | None = None,
+    **asked: Any,
 ) -> Verdict:
     """Judge a challenger against the champion of this moment and write the verdict.
 
@@ -64,23 +71,27 @@ def decide(
         config: The model's configuration.
         evaluation: What the challenger is worth.
         package: Its Bento.
-        why: The reason in a person's words.
-        actor: Who promotes; the user of the operating system when not given.
         request: What this is done for; asked twice, the verdict of the first time is returned.
+        asked: Fields of `steps.approve.Asked`: who asks, why, and whether by hand.
 
     Raises:
+        Refused: Asked for by hand: a rule or a gate stands against it.
+        ConfigError: A gate to override does not exist, or `GAUNTLET_KEY` is no admin's.
         WorkError: The ledger or the registry cannot be reached.
     """
     ledger = open_ledger()
+    by = Asked(**{**asked, "actor": asked.get("actor") or current_actor(ledger)})
     verdict = _recorded(ledger, config.name, request) if request else None
     if verdict is None:
-        verdict = _record(ledger, config, evaluation, package, why, actor, request)
+        verdict = _record(ledger, config, evaluation, package, by, request)
+    if verdict.decision == "pending":
+        supersede(ledger, config.name, verdict.version, by.actor)
     _mirror(ledger, config.name)
     return verdict
 
 
 def repair(model: str | None = None) -> tuple[str, ...]:
-    """Bring aliases, tags, evidence and `<model>:latest` back to what the ledger says.
+    """Bring aliases, tags, evidence, retired versions and `<model>:latest` back to what the ledger says.
 
     Cheap when nothing is wrong; every command that changes something calls it first, as a crash may have come between
     two writes of the last one.
@@ -98,7 +109,7 @@ def repair(model: str | None = None) -> tuple[str, ...]:
     done: list[str] = []
     failed: list[str] = []
     for name in [model] if model else ledger.models():
-        for part in (_mirror, _publish):
+        for part in (_mirror, clear_retired, _publish):
             try:
                 done += part(ledger, name)
             except GauntletError as error:
@@ -132,6 +143,8 @@ def wanted_aliases(model: str, standing: Standing, versions: Sequence[registry.V
 def rollback(model: str, to: int | None = None, *, why: str = "", actor: str | None = None) -> Entry:
     """Make an earlier champion the champion again: ledger, aliases, `<model>:latest`.
 
+    Its stored Release and its Bento are verified first.
+
     Args:
         model: The model.
         to: Its version; the one before the present champion when not given.
@@ -146,7 +159,7 @@ def rollback(model: str, to: int | None = None, *, why: str = "", actor: str | N
     """
     ledger = open_ledger()
     champion, target = _target(ledger, model, to)
-    registry.version(model, target)
+    require_sound(model, target, ledger.history(model))
     stage(model, target)
     entry = ledger.append(
         "rollback", model, target, why=why, actor=actor, payload={"from": champion}, expect_champion=champion
@@ -164,13 +177,7 @@ def _target(ledger: Ledger, model: str, to: int | None) -> tuple[int, int]:
     target = standing.previous if to is None else to
     if target is None:
         raise WorkError(f"v{champion} of '{model}' has no champion before it: there is nothing to roll back to")
-    if target == champion:
-        raise WorkError(f"v{champion} is the champion of '{model}' already")
-    if target not in standing.crowned:
-        were = ", ".join(f"v{version}" for version in standing.crowned if version != champion)
-        raise WorkError(f"v{target} was never champion of '{model}'; roll back to one that was: {were or 'none'}")
-    if standing.states[target] == "retired":
-        raise WorkError(f"v{target} of '{model}' is retired; roll back to another")
+    require("rollback", standing, model, target)
     return champion, target
 
 
@@ -190,21 +197,21 @@ def _record(
     config: ModelConfig,
     evaluation: Evaluation,
     package: Package,
-    why: str,
-    actor: str | None,
+    asked: Asked,
     request: str | None,
 ) -> Verdict:
     for _ in range(ATTEMPTS):
         champion = ledger.champion(config.name)
         verdict = judge(config, evaluation, package, champion)
+        verdict = settle(config, verdict, asked, ledger.history(config.name), datetime.now(UTC))
         try:
             entry = ledger.append(
                 ACTIONS[verdict.decision],
                 config.name,
                 verdict.version,
-                why=why,
-                actor=actor,
-                payload=_payload(verdict, evaluation, package, request),
+                why=asked.why,
+                actor=asked.actor,
+                payload=_payload(config, verdict, evaluation, package, asked, request),
                 expect_champion=champion,
             )
         except Conflict:
@@ -214,16 +221,32 @@ def _record(
     raise WorkError(f"the champion of '{config.name}' changed {ATTEMPTS} times while v{package.version} was judged")
 
 
-def _payload(verdict: Verdict, evaluation: Evaluation, package: Package, request: str | None) -> dict[str, Any]:
+def _payload(
+    config: ModelConfig,
+    verdict: Verdict,
+    evaluation: Evaluation,
+    package: Package,
+    asked: Asked,
+    request: str | None,
+) -> dict[str, Any]:
     """What the ledger keeps of a verdict: figures and digests, no row of data."""
+    waits: dict[str, Any] = {}
+    if verdict.decision == "pending":
+        waits = {"waits_seconds": config.promotion.approval.period.total_seconds(), "flow_run": asked.flow_run}
     return {
+        **waits,
+        "by_hand": asked.by_hand,
+        "overridden": [gate.name for gate in verdict.gates if gate.overridden],
         "verdict": verdict.model_dump(mode="json", exclude={"sequence"}),
+        "semver": label_of(package.model, package.version),
         "release_digest": evaluation.release_digest,
         "data_digest": evaluation.data_digest,
         "mlflow_run_id": evaluation.mlflow_run_id,
         # NaN has no JSON: a figure that could not be computed is left out.
         "metrics": {name: value for name, value in evaluation.challenger.items() if abs(value) < float("inf")},
         "bento": package.tag,
+        "release_uri": package.release_uri,
+        "manifest_sha256": package.manifest_sha256,
         "request": request,
     }
 
@@ -253,18 +276,20 @@ def _mirror_version(version: registry.Version, entry: Entry, state: str) -> list
         done.append(f"{version.model} v{version.number}: {state}")
     if version.tags.get(ENTRY_TAG) != str(entry.sequence):
         if "verdict" in entry.payload:
-            _log_evidence(version, _verdict(entry))
+            _log_evidence(version, entry)
         # Written last: without it all of the above is done again.
         registry.set_tag(version.model, version.number, ENTRY_TAG, str(entry.sequence))
         done.append(f"{version.model} v{version.number}: evidence of entry {entry.sequence}")
     return done
 
 
-def _log_evidence(version: registry.Version, verdict: Verdict) -> None:
+def _log_evidence(version: registry.Version, entry: Entry) -> None:
+    verdict = _verdict(entry)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"verdict-{verdict.sequence:06d}.json"
         path.write_text(json.dumps(verdict.model_dump(mode="json"), indent=1), encoding="utf-8")
-        registry.log_file(version.model, version.number, path, EVIDENCE_FOLDER)
+        paths = (path, *write_card(entry, Path(folder)))
+        registry.log_files(version.model, version.number, paths, EVIDENCE_FOLDER)
     registry.set_tag(version.model, version.number, REASON_TAG, bounded(f"{verdict.decision}: {verdict.reason}", 1_000))
 
 
@@ -277,7 +302,7 @@ def _publish(_ledger: Ledger, model: str) -> list[str]:
 def promote(config: str, evaluation: Evaluation, package: Package, said: str) -> Annotated[Verdict, "verdict"]:
     """Judge the challenger and write the verdict; a retry of the same run gets the verdict it already has.
 
-    `said` is a `parameter` of `why` and `actor`: texts of people, who may write what ZenML takes for a variable.
+    `said` is a `parameter` of a `steps.approve.Asked`: texts of people, who may write what ZenML takes for a variable.
     """
     request = str(get_step_context().pipeline_run.id)
     verdict = decide(parse_config(config), evaluation, package, **json.loads(said), request=request)

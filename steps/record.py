@@ -109,6 +109,7 @@ def fingerprint(config: ModelConfig, train: pd.DataFrame) -> str:
     parts = config.model_dump(mode="json", include=set(keys))
     parts["tuning"] = {name: value for name, value in parts["tuning"].items() if name != "workers"}
     parts["kinds"] = feature_kinds(config)
+    parts["reweigh"] = list(config.fairness.reweigh)
     columns = sorted(train.columns)
     rows = hashlib.sha256(row_keys(train[columns]).to_numpy().tobytes()).hexdigest()
     whole = {"config": parts, "columns": columns, "rows": rows, "with": _environment()}

@@ -15,6 +15,7 @@ import models
 from bentos.release import Release
 from bentos.schema import Schema
 from stacks import registry, runs
+from steps.label import label_tags
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -46,7 +47,14 @@ def register_release(release: Path, run_id: str, tags: Mapping[str, str] | None 
         )
         model = opened.config.name
         known = runs.same_run(model, run_id)
-        return registry.register(model, release, digest=opened.digest, run_id=known, loader=loader, tags=tags)
+        return registry.register(
+            model,
+            release,
+            digest=opened.digest,
+            run_id=known,
+            loader=loader,
+            tags=lambda earlier: {**(tags or {}), **label_tags(opened, earlier)},
+        )
 
 
 def signature_of(schema: Schema, *, abstains: bool = False) -> "ModelSignature":

@@ -5,6 +5,7 @@ from stacks import registry
 from stacks.ledger import Entry, open_ledger
 from steps.build import bento_version
 from steps.deploy import store_dir
+from steps.label import label_of
 from steps.package import package_release
 from steps.promote import repair
 
@@ -47,6 +48,11 @@ def restore(model: str, *, why: str = "", actor: str | None = None) -> Entry:
     reason = f"the Release of v{lost}, which was deleted from MLflow, registered again"
     verdict = {"version": package.version, "champion": package.version, "former": lost, "reason": reason}
     payload = {**judged.payload, "verdict": {**judged.payload["verdict"], **verdict}, "bento": package.tag}
+    payload |= {
+        "semver": label_of(model, package.version),
+        "release_uri": package.release_uri,
+        "manifest_sha256": package.manifest_sha256,
+    }
     entry = ledger.append(
         "promote", model, package.version, why=why, actor=actor, payload=payload, expect_champion=lost
     )

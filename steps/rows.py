@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from bentos.frame import Problem, pseudonym, to_frame
-from models.config import Column, ModelConfig, Scalar
+from models.config import Column, ModelConfig
+from models.section import Scalar
 from stacks.home import secret_key
 from steps.quarantine import Rejected, reject, rejected_rows, stop_on
 from steps.read import names_text

@@ -4,7 +4,8 @@ import hashlib
 import math
 from typing import Any
 
-from models.config import Family, Parameter, Scalar
+from models.config import Family, Parameter
+from models.section import Scalar
 from steps.families import Candidates, plain
 
 # Of n trials, GOOD * sqrt(n) count as good. hyperopt's 0.25 makes that 2 of 50, too few when some are still running.

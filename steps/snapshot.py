@@ -1,6 +1,9 @@
 """What a live source gave: read once for the digest, and taken up by ingest, so that both mean the same rows."""
 
+import contextlib
+import errno
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ from secrets import token_hex
 
 import pandas as pd
 
+from models.errors import WorkError
 from stacks.home import home_dir
 from steps.frames import read_frame, write_frame
 
@@ -25,21 +29,27 @@ class Snapshot:
 
 
 def keep(digest: str, snapshot: Snapshot) -> None:
-    """Keep a snapshot for the step that will ask for it; those that nobody took for a day are removed."""
+    """Keep a snapshot for the step that will ask for it; those that nobody took for a day are removed.
+
+    Raises:
+        WorkError: It cannot be written, the disk being full for example; nothing of it is left.
+    """
     folder = _folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        if time.time() - old.stat().st_mtime > OLDEST:
-            shutil.rmtree(old, ignore_errors=True)
     draft = folder / f"{digest}.{token_hex(4)}"
-    draft.mkdir()
-    for name, frame in (("frame", snapshot.frame), ("quarantined", snapshot.quarantined)):
-        with (draft / f"{name}.parquet").open("wb") as file:
-            write_frame(frame, file)
-    (draft / "notices.json").write_text(json.dumps(snapshot.notices), encoding="utf-8")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_old(folder)
+        _write(draft, snapshot)
         draft.rename(folder / digest)
-    except OSError:  # another run kept the same rows
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:  # another run kept the same rows
+            return
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise WorkError(
+            f"the {len(snapshot.frame):,} rows that were read cannot be kept for the run ({reason}): {folder}; "
+            "make room there, then run it again"
+        ) from None
+    finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -56,6 +66,21 @@ def take(digest: str) -> Snapshot | None:
         return None
     shutil.rmtree(place, ignore_errors=True)
     return Snapshot(frame, quarantined, notices)
+
+
+def _remove_old(folder: Path) -> None:
+    for old in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another run took or removed it
+            if time.time() - old.stat().st_mtime > OLDEST:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(draft: Path, snapshot: Snapshot) -> None:
+    draft.mkdir()
+    for name, frame in (("frame", snapshot.frame), ("quarantined", snapshot.quarantined)):
+        with (draft / f"{name}.parquet").open("wb") as file:
+            write_frame(frame, file)
+    (draft / "notices.json").write_text(json.dumps(snapshot.notices), encoding="utf-8")
 
 
 def _folder() -> Path:

@@ -89,15 +89,20 @@ def in_test(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dty
 
 def row_hashes(config: ModelConfig, frame: pd.DataFrame, purpose: str) -> _Words:
     """A seeded 64-bit hash of each row's content or entity, the same on every platform; equal rows share it."""
+    names = hashed_columns(config)
     if config.split.by == "entity":
-        names = [str(config.split.column)]
         _require_present(frame, names[0], "entity")
-    else:
-        names = [name for name, column in config.columns.items() if column.feature and not column.personal]
     absent = [name for name in names if name not in frame.columns]
     if absent:
         raise DataError(f"the split reads {len(absent)} columns that the frame does not have: {', '.join(absent[:5])}")
     return content_hashes(frame, names, f"{config.seed}:{purpose}")
+
+
+def hashed_columns(config: ModelConfig) -> list[str]:
+    """Columns that `row_hashes` reads."""
+    if config.split.by == "entity":
+        return [str(config.split.column)]
+    return [name for name, column in config.columns.items() if column.feature and not column.personal]
 
 
 def content_hashes(frame: pd.DataFrame, names: Sequence[str], salt: str = "") -> _Words:

@@ -19,6 +19,7 @@ from stacks import runs
 from stacks.home import home_dir
 from steps.caching import cached_by, parse_config
 from steps.families import Params, build_pipeline, one_thread
+from steps.reweigh import training_weights
 from steps.tune import TuningResult
 
 if TYPE_CHECKING:
@@ -51,13 +52,23 @@ def fit_family(config: ModelConfig, family: Family, params: Params, train: pd.Da
         DataError: The target has one class, or one that the YAML does not declare.
         WorkError: The estimator refuses.
     """
-    pipeline = build_pipeline(config, family, params)
+    return fit_pipeline(config, family, build_pipeline(config, family, params), train)
+
+
+def fit_pipeline(config: ModelConfig, family: Family, pipeline: "Pipeline", train: pd.DataFrame) -> "Pipeline":
+    """Fit an unfitted pipeline of a family, with weights where `fairness.reweigh` asks for them.
+
+    Raises:
+        DataError: The target has one class, or one that the YAML does not declare.
+        WorkError: The estimator refuses.
+    """
     target = train[config.target.column]
     labels = labels_of(config, train)
     wanted = encode(labels, target).to_numpy() if labels else target.to_numpy(np.float64)
+    weights = training_weights(config, train, wanted)
     try:
         with one_thread():
-            pipeline.fit(train, wanted)
+            pipeline.fit(train, wanted, **({} if weights is None else {"model__sample_weight": weights}))
     except (ValueError, ArithmeticError) as error:
         raise WorkError(f"{family} cannot be fitted: {bounded(' '.join(str(error).split()), 300)}") from error
     return pipeline

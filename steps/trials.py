@@ -2,20 +2,23 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from models.config import Family, Scalar
+from models.config import Family
 from models.errors import DataError, bounded
+from models.judgement import OwnMetric
+from models.section import Scalar
 from steps.crossval import CrossValidation
 from steps.families import one_thread
-from steps.metrics import best_value, greater_is_better, is_better
+from steps.metrics import NONE, best_value, greater_is_better, is_better
 
 Scores = tuple[float | None, ...]
+Own = Mapping[str, OwnMetric]
 
 LEVEL = 0.995
 MIN_FREEDOM = 8
@@ -105,11 +108,11 @@ def attempt(folds: CrossValidation, task: Task, before_fit: Callable[[], None] =
     started, clock = time.time(), time.monotonic()
     scores: list[float | None] = []
     params, failure = task.params, ""
-    metric = folds.config.metric
+    metric, own = folds.config.metric, folds.config.evaluation.metrics
     try:
         with one_thread():
             params = folds.settle(task.family, task.params, before_fit)
-            while len(scores) < folds.count and not _beaten(metric, task.rival, scores):
+            while len(scores) < folds.count and not _beaten(metric, task.rival, scores, own):
                 before_fit()
                 scores.append(_finite(folds.fold_score(len(scores), task.family, params)))
     except (OutOfTimeError, DataError):
@@ -128,12 +131,12 @@ def _concluded(
         return Trial(**known, score=None, failure=failure)
     if len(scores) == folds.count:
         return Trial(**known, score=folds.mean(scores))
-    return Trial(
-        **known, score=None, dropped_after=len(scores), estimate=_taken(folds.config.metric, task.rival, scores)
-    )
+    config = folds.config
+    estimate = _taken(config.metric, task.rival, scores, config.evaluation.metrics)
+    return Trial(**known, score=None, dropped_after=len(scores), estimate=estimate)
 
 
-def rival(metric: str, history: Sequence[Trial], family: Family, best: Scores) -> Rival | None:
+def rival(metric: str, history: Sequence[Trial], family: Family, best: Scores, own: Own = NONE) -> Rival | None:
     """What the next trial of a family is measured against, by the trials that it may know.
 
     Args:
@@ -141,6 +144,7 @@ def rival(metric: str, history: Sequence[Trial], family: Family, best: Scores) -
         history: The trials that count.
         family: The new trial's.
         best: The best configuration's scores, fold by fold.
+        own: The model's own metrics.
 
     Returns:
         None where a fold does not allow the metric: every trial then runs over all folds.
@@ -148,13 +152,13 @@ def rival(metric: str, history: Sequence[Trial], family: Family, best: Scores) -
     target = _all_known(best)
     if target is None:
         return None
-    own = [(trial, scores) for trial in history if trial.family == family and (scores := _all_known(trial.folds))]
-    whole = [(trial.score, scores) for trial, scores in own if trial.score is not None]
+    siblings = [(trial, scores) for trial in history if trial.family == family and (scores := _all_known(trial.folds))]
+    whole = [(trial.score, scores) for trial, scores in siblings if trial.score is not None]
     if not whole:
         return Rival(float(np.mean(target)), target)
-    sign = 1 if greater_is_better(metric) else -1
+    sign = 1 if greater_is_better(metric, own) else -1
     _, kin = max(whole, key=lambda pair: sign * pair[0])
-    spread = _spread(kin, [scores for _, scores in own if scores is not kin and len(scores) > 1])
+    spread = _spread(kin, [scores for _, scores in siblings if scores is not kin and len(scores) > 1])
     return Rival(float(np.mean(target)), target, kin, spread)
 
 
@@ -170,7 +174,7 @@ def _spread(kin: tuple[float, ...], others: Sequence[tuple[float, ...]]) -> floa
     return float(stdtrit(freedom, LEVEL)) * math.sqrt(squares / freedom)
 
 
-def _beaten(metric: str, against: Rival | None, scores: Sequence[float | None]) -> bool:
+def _beaten(metric: str, against: Rival | None, scores: Sequence[float | None], own: Own = NONE) -> bool:
     """Whether a configuration cannot win any more, by either of two rules.
 
     Were it perfect on all remaining folds, it would not be better than the best one. Or: the upper limit (one-sided
@@ -184,22 +188,22 @@ def _beaten(metric: str, against: Rival | None, scores: Sequence[float | None]) 
     known = _all_known(scores)
     if known is None:
         return False
-    perfect = float(np.mean((*known, *[best_value(metric)] * (count - done))))
-    if not is_better(metric, perfect, against.target):
+    perfect = float(np.mean((*known, *[best_value(metric, own)] * (count - done))))
+    if not is_better(metric, perfect, against.target, own):
         return True
     if not against.kin or not math.isfinite(against.spread):
         return False
-    sign = 1 if greater_is_better(metric) else -1
+    sign = 1 if greater_is_better(metric, own) else -1
     reach = against.spread * math.sqrt((1 - done / count) / done)
-    return not is_better(metric, _estimate(against, known) + sign * reach, against.target)
+    return not is_better(metric, _estimate(against, known) + sign * reach, against.target, own)
 
 
-def _taken(metric: str, against: Rival | None, scores: Scores) -> float:
+def _taken(metric: str, against: Rival | None, scores: Scores, own: Own = NONE) -> float:
     """What a dropped configuration is taken to score: never better than the one that it cannot beat."""
     if against is None:
         raise TypeError("only a trial with a rival is dropped")
     estimate = _estimate(against, _all_known(scores) or ())
-    return against.target if is_better(metric, estimate, against.target) else estimate
+    return against.target if is_better(metric, estimate, against.target, own) else estimate
 
 
 def _estimate(against: Rival, known: tuple[float, ...]) -> float:

@@ -13,8 +13,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 from zenml import step
 
-from models.config import Family, ModelConfig, Scalar
+from models.config import Family, ModelConfig
 from models.errors import WorkError
+from models.section import Scalar
 from stacks import runs
 from stacks.terminal import terminal
 from steps.caching import cached_by, parse_config
@@ -24,7 +25,7 @@ from steps.families import candidates, plain_linear
 from steps.metrics import require_metric
 from steps.record import Restored, as_attempt, recorded
 from steps.scorers import Scorers
-from steps.trials import OutOfTimeError, Scored, Task, Trial, attempt
+from steps.trials import OutOfTimeError, Scored, Scores, Task, Trial, attempt
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class TuningResult(BaseModel):
         params: Its parameters; empty for the plain linear pipeline.
         metric: What the scores are.
         cv_score: Its mean score in cross-validation.
+        fold_scores: Its score on each fold; None where the fold does not allow the metric.
         linear_cv_score: The plain linear pipeline's.
         dummy_cv_score: That of a model that ignores its input.
         folds: How many folds the training rows were cut into.
@@ -66,6 +68,7 @@ class TuningResult(BaseModel):
     stopped_by: Stop
     history: tuple[Trial, ...]
     mlflow_run_id: str = ""
+    fold_scores: Scores = ()
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def _search(
         dropped=sum(trial.dropped_after > 0 for trial in course.history),
         stopped_by=stopped_by,
         history=tuple(course.history),
+        fold_scores=best.folds,
     )
 
 

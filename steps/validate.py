@@ -14,7 +14,6 @@ from bentos.release import REFERENCE_CHARACTERS
 from models.config import ModelConfig
 from steps.caching import cached_by, parse_config
 from steps.drift import MIN_ROWS, drift_score
-from steps.frames import FRAME_MATERIALIZER
 from steps.leak import told_alone
 from steps.quality import Check, QualityReport, check_severities, report_of, severity_of
 from steps.split import content_hashes, in_test
@@ -82,20 +81,17 @@ def summarise(config: ModelConfig, frame: pd.DataFrame) -> str:
     return html
 
 
-@step(
-    cache_policy=cached_by(__name__),
-    output_materializers={"frame": FRAME_MATERIALIZER},
-)
+@step(cache_policy=cached_by(__name__))
 def validate(
     config: str, raw: pd.DataFrame, reference: int | None = None
-) -> tuple[Annotated[pd.DataFrame, "frame"], Annotated[QualityReport, "report"], Annotated[HTMLString, "summary"]]:
+) -> tuple[Annotated[QualityReport, "report"], Annotated[HTMLString, "summary"]]:
     """Check the raw rows, compared with the training rows of version `reference` where one is given."""
     parsed = parse_config(config)
     report = validate_frame(parsed, raw, _reference(parsed.name, reference))
     log.info("data quality %.1f of 100, %d checks on %s rows", report.score, len(report.checks), f"{report.rows:,}")
     for check in report.failed():
         log.warning("%s: %s, expected %s", check.key, check.observed, check.expected)
-    return raw, report, HTMLString(summarise(parsed, raw))
+    return report, HTMLString(summarise(parsed, raw))
 
 
 def _reference(model: str, version: int | None) -> pd.DataFrame | None:

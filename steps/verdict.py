@@ -6,16 +6,26 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from models.config import Floor, Improvement, ModelConfig
+from models.config import ModelConfig
 from models.errors import ConfigError, bounded
+from models.judgement import Floor, Improvement
+from steps.behaviour import Behaved, require_behaviour
 from steps.evaluate import Evaluation
+from steps.fairness_gate import GAP_GATES, judge_gap, require_gaps
+from steps.figures import BY_CLASS
 from steps.metrics import best_value, metric_names
 from steps.package import Package
+from steps.paired import Paired
+from steps.slices import slice_gap
 
 Decision = Literal["promoted", "kept", "rejected", "pending"]
 TIE = 1e-12
 REASON_LIMIT = 400
-_FIGURES = ("quality_score", "test_rows", "p50_ms", "p95_ms", "size_mb")
+SHIPPED = "models/base.yaml"
+_NO_ORIGINS: Mapping[str, str] = {}
+_SINGLE = ("quality_score", "test_rows", "p50_ms", "p95_ms", "size_mb")
+_FIGURES = (*_SINGLE, "slice_gap")
+_DRIFT = "importance_drift"
 _REFERENCES: Mapping[str, str] = {"beats_dummy": "the dummy", "beats_linear": "the plain linear model"}
 
 
@@ -30,6 +40,7 @@ class Gate(BaseModel):
         blocking: Whether failing it stops the promotion; otherwise it is a warning.
         verdict: `skipped` when there was nothing to measure against.
         reason: The same in words.
+        overridden: Whether a person promoted in spite of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +52,7 @@ class Gate(BaseModel):
     blocking: bool
     verdict: Literal["passed", "failed", "skipped"]
     reason: str
+    overridden: bool = False
 
 
 class Verdict(BaseModel):
@@ -72,7 +84,8 @@ def judge(config: ModelConfig, evaluation: Evaluation, package: Package, champio
     """Judge a challenger against the gates of its YAML and against the champion.
 
     A failed blocking gate rejects it. A champion that it could not be compared with leaves it pending. Else it is
-    promoted when it is the first, or better by what `promotion.min_improvement` asks; on a tie the champion is kept.
+    promoted when it is the first, or better by what `promotion.min_improvement` asks and not by noise; on a tie the
+    champion is kept.
 
     Args:
         config: The model's configuration.
@@ -84,7 +97,16 @@ def judge(config: ModelConfig, evaluation: Evaluation, package: Package, champio
     if "beats_linear" in config.gates:
         gates.append(_reference_gate(config, evaluation, "beats_linear"))
     measured = _measured(evaluation, package)
-    gates += [_floor_gate(name, floor, measured) for name, floor in config.gates.items() if name not in _REFERENCES]
+    gates += [_behaviour_gate(behaved) for behaved in evaluation.behaviour]
+    others = (*_REFERENCES, _DRIFT, *GAP_GATES)
+    gates += [
+        _floor_gate(name, floor, measured) if is_measured(config, name) else _no_figure(config, name, floor)
+        for name, floor in config.gates.items()
+        if name not in others
+    ]
+    if _DRIFT in config.gates:
+        gates.append(_drift_gate(config.gates[_DRIFT], evaluation))
+    gates += [_gap_gate(config, evaluation, name) for name in GAP_GATES if name in config.gates]
     failed = [gate for gate in gates if gate.blocking and gate.verdict == "failed"]
     improvement, outcome, reason = _against_champion(config, evaluation, package.version, champion)
     if failed and package.version != champion:
@@ -104,21 +126,61 @@ def judge(config: ModelConfig, evaluation: Evaluation, package: Package, champio
     )
 
 
-def require_gates(config: ModelConfig) -> None:
-    """Refuse a gate on something that is never measured, before anything is trained.
+def require_gates(config: ModelConfig, origins: Mapping[str, str] = _NO_ORIGINS) -> None:
+    """Refuse a gate that nothing measures, and a behavioural check that cannot be run, before anything is trained.
+
+    Args:
+        config: The model's configuration.
+        origins: Which layer set each key (`models.config.Resolved`). A shipped gate that no layer of the user's touches
+            is not refused: where the task has no such figure, `judge` skips it.
 
     Raises:
         ConfigError: The message names what there is.
     """
-    known = (*metric_names(config, config.target.labels), *_FIGURES, *_REFERENCES)
-    if unknown := [name for name in config.gates if name not in known]:
-        raise ConfigError(f"gates: nothing measures '{unknown[0]}' (there is: {', '.join(known)})")
+    require_behaviour(config)
+    for name in config.gates:
+        own = {origin for key, origin in origins.items() if key == "gates" or key.startswith(f"gates.{name}.")}
+        if not is_measured(config, name) and own != {SHIPPED}:
+            known = (*metric_names(config, config.target.labels), *_FIGURES, _DRIFT, *GAP_GATES, *_REFERENCES)
+            classes = f"; by class: {'|'.join(BY_CLASS)}:CLASS" if config.task == "classification" else ""
+            raise ConfigError(f"gates: nothing measures '{name}' (there is: {', '.join(known)}{classes})")
+    require_gaps(config)
+
+
+def is_measured(config: ModelConfig, name: str) -> bool:
+    """Whether the task has the figure that a gate is named after."""
+    if name in (*metric_names(config, config.target.labels), *_FIGURES, _DRIFT, *GAP_GATES, *_REFERENCES):
+        return True
+    figure, _, label = name.partition(":")
+    labels = config.target.labels
+    return figure in BY_CLASS and config.task == "classification" and (label in labels or bool(label and not labels))
 
 
 def _measured(evaluation: Evaluation, package: Package) -> dict[str, float]:
     """Every figure that a gate of the YAML may name."""
     sizes = (float(evaluation.test_rows), package.p50_ms, package.p95_ms, package.size_bytes / 1e6)
-    return {**evaluation.challenger, **dict(zip(_FIGURES, (evaluation.quality_score, *sizes), strict=True))}
+    figures = {**evaluation.challenger, **dict(zip(_SINGLE, (evaluation.quality_score, *sizes), strict=True))}
+    if (gap := slice_gap(evaluation.slices)) is not None:
+        figures["slice_gap"] = gap
+    for one in evaluation.classes:
+        figures |= {f"{name}:{one.label}": value for name, value in one.figures.items()}
+    return figures
+
+
+def _no_figure(config: ModelConfig, name: str, floor: Floor) -> Gate:
+    return _skipped_floor(name, floor, f"a {config.task} has no {name}")
+
+
+def _skipped_floor(name: str, floor: Floor, reason: str) -> Gate:
+    return Gate(
+        name=name,
+        value=None,
+        threshold=floor.min if floor.min is not None else floor.max,
+        margin=None,
+        blocking=floor.blocking,
+        verdict="skipped",
+        reason=bounded(reason, REASON_LIMIT),
+    )
 
 
 def _gate(
@@ -148,10 +210,25 @@ def _smoke_gate(package: Package) -> Gate:
     return _gate("smoke_test", passed, said)
 
 
+def _behaviour_gate(behaved: Behaved) -> Gate:
+    share, asked = behaved.share, behaved.min_share
+    return _gate(
+        f"behaviour:{behaved.name}",
+        behaved.passed,
+        behaved.reason,
+        value=share,
+        threshold=asked,
+        margin=None if share is None else share - asked,
+        blocking=behaved.blocking,
+    )
+
+
 def _floor_gate(name: str, floor: Floor, measured: Mapping[str, float]) -> Gate:
-    """A gate of the YAML on one figure; a figure that is not there, or is no number, fails it."""
+    """A gate of the YAML on one figure; one that is not there, or is no number, fails it; without slices: skipped."""
     bound = floor.min if floor.min is not None else floor.max
     assert bound is not None
+    if name == "slice_gap" and name not in measured:
+        return _skipped_floor(name, floor, "there is no slice that is large enough and allows the metric")
     if name not in measured:
         reason = f"{name} was not measured, or these test rows do not allow it (there is: {', '.join(measured)})"
         return _gate(name, False, reason, threshold=bound, blocking=floor.blocking)
@@ -163,6 +240,32 @@ def _floor_gate(name: str, floor: Floor, measured: Mapping[str, float]) -> Gate:
     asked = f"at least {_figure(bound)}" if floor.min is not None else f"at most {_figure(bound)}"
     reason = f"{_figure(value)}, {asked} is asked"
     return _gate(name, margin >= -TIE, reason, value=value, threshold=bound, margin=margin, blocking=floor.blocking)
+
+
+def _drift_gate(floor: Floor, evaluation: Evaluation) -> Gate:
+    """A gate on what the challenger goes by, beside the champion; skipped where there is no champion."""
+    gate = _floor_gate(
+        _DRIFT, floor, {} if evaluation.importance_drift is None else {_DRIFT: evaluation.importance_drift}
+    )
+    if evaluation.champion_version is not None:
+        return gate
+    return gate.model_copy(update={"verdict": "skipped", "reason": "there is no champion yet"})
+
+
+def _gap_gate(config: ModelConfig, evaluation: Evaluation, name: str) -> Gate:
+    """A fairness gate of the YAML, on the near end of the worst gap between groups."""
+    floor = config.gates[name]
+    assert floor.max is not None
+    judged = judge_gap(config, evaluation.fairness, name, floor.max)
+    return Gate(
+        name=name,
+        value=judged.value,
+        threshold=floor.max,
+        margin=None if judged.value is None else floor.max - judged.value,
+        blocking=floor.blocking,
+        verdict=judged.verdict,
+        reason=bounded(judged.reason, REASON_LIMIT),
+    )
 
 
 def _reference_gate(config: ModelConfig, evaluation: Evaluation, name: str) -> Gate:
@@ -225,15 +328,22 @@ def _incomparable(evaluation: Evaluation, champion: int) -> str:
     figures = (evaluation.champion, evaluation.challenger_compared)
     if not all(math.isfinite(metrics.get(evaluation.metric, math.nan)) for metrics in figures):
         return f"{evaluation.metric} could not be computed on the {evaluation.rows} rows compared{notes}"
+    if evaluation.paired is None:
+        return f"there is no interval for the difference on the {evaluation.rows} rows compared{notes}"
     return ""
 
 
 def _improvement_gate(asked: Improvement, evaluation: Evaluation, champion: int) -> Gate:
-    """How much better the challenger is on the compared rows, in the metric's units or as share of the error."""
-    assert evaluation.champion is not None and evaluation.challenger_compared is not None
+    """How much better the challenger is on the compared rows, in the metric's units or as share of the error.
+
+    That much is asked, and that the lower bound of the paired difference is above zero: a difference that noise may
+    have made promotes a challenger that is no better in at most 2.5 % of the cases.
+    """
+    paired, figures = evaluation.paired, evaluation.champion
+    assert figures is not None and evaluation.challenger_compared is not None and paired is not None
     metric = evaluation.metric
-    old, new = evaluation.champion[metric], evaluation.challenger_compared[metric]
-    gain = new - old if evaluation.greater_is_better else old - new
+    old, new = figures[metric], evaluation.challenger_compared[metric]
+    gain = paired.estimate
     error = abs(best_value(metric) - old)
     rows = f"{evaluation.rows} rows that neither was trained on"
     both = f"{metric} {_figure(new)}, v{champion} has {_figure(old)}, on {rows}"
@@ -248,8 +358,18 @@ def _improvement_gate(asked: Improvement, evaluation: Evaluation, champion: int)
         return _gate("improvement", False, reason, value=gain, threshold=asked.value)
     share = f" of v{champion}'s error" if asked.of == "error" else ""
     reason = f"{both}: {_change(value, asked.of)}{share}, at least {_change(asked.value, asked.of)} is asked"
-    passed = gain > 0 and value >= asked.value - TIE
+    enough = gain > 0 and value >= asked.value - TIE
+    certain = paired.low > TIE
+    passed = enough and certain
+    reason += f"; {_certainty(paired, certain)}"
     return _gate("improvement", passed, reason, value=value, threshold=asked.value, margin=value - asked.value)
+
+
+def _certainty(paired: Paired, certain: bool) -> str:
+    """What the paired bootstrap and McNemar's test say, in words."""
+    bound = f"the difference is at least {paired.low:+.4f} with 97.5 % confidence"
+    said = bound if certain else f"{bound}, so it may be noise"
+    return said if paired.mcnemar_p is None else f"{said} (McNemar's p {paired.mcnemar_p:.2g})"
 
 
 def _change(value: float, of: str) -> str:

@@ -1,15 +1,17 @@
-"""Asking over HTTP: redirects that stay on the web, and what is tried again after how long."""
+"""Asking and telling over HTTP: redirects that stay on the web, and what is tried again after how long."""
 
+import logging
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
-from models.errors import DataError, shown
+from models.errors import DataError, WorkError, shown
 
 REDIRECTS = 5
 BACKOFF = 0.5
@@ -74,6 +76,53 @@ def opened(
     except (httpx.RequestError, httpx.InvalidURL) as error:
         raise DataError(f"{where}: {shown(url)} cannot be read ({type(error).__name__}); check `url`") from None
     raise DataError(f"{where}: {REDIRECTS} redirects in a row, the last to {shown(url)}; give the address they lead to")
+
+
+def posted(client: httpx.Client, url: str, content: Any, where: str) -> None:
+    """Hand JSON over by a POST; no redirect is followed, and the answer is not read.
+
+    The whole of the URL may be a secret, as that of a chat's hook is: no message holds any of it.
+
+    Args:
+        client: Whose timeouts count.
+        url: Where to.
+        content: JSON-ready data.
+        where: What names the URL, for messages.
+
+    Raises:
+        AgainError: The connection broke, or the server asks to come back.
+        WorkError: Any other answer than success.
+    """
+    try:
+        with _untold(), client.stream("POST", url, json=content, follow_redirects=False) as response:
+            status = response.status_code
+            if response.is_success:
+                return
+            if status in _LATER:
+                raise AgainError(f"{where} answers {status}", _retry_after(response))
+    except httpx.UnsupportedProtocol:
+        raise WorkError(f"{where} is no http or https URL; correct it") from None
+    except httpx.TransportError as error:
+        raise AgainError(f"{where}: {_broken(error)}") from None
+    except (httpx.RequestError, httpx.InvalidURL, UnicodeError):
+        raise WorkError(f"{where} is no URL that can be asked; correct it") from None
+    moved = "; give the address that it leads to" if 300 <= status < 400 else "; check the URL"
+    raise WorkError(f"{where} answers {status}{moved}")
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """Keep httpx from logging the URL of each request."""
+
+    def serious(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING
+
+    logger = logging.getLogger("httpx")
+    logger.addFilter(serious)
+    try:
+        yield
+    finally:
+        logger.removeFilter(serious)
 
 
 def joined(url: str, link: str, where: str, home: str | None, what: str) -> str:

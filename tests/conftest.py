@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stacks.home import environment
+from tests.databases import postgres_schema
 
 # A worker of pytest-xdist has no main file, and ZenML looks for sources beside it.
 if not hasattr(sys.modules["__main__"], "__file__"):
@@ -21,6 +23,8 @@ for _name in [n for n in os.environ if n.startswith(("GAUNTLET_", "PREFECT_", "Z
         del os.environ[_name]
 os.environ.update(environment(HOME))
 os.environ["GAUNTLET_SECRET"] = "test-secret"
+os.environ["GAUNTLET_ACCESS_LOG"] = "off"
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(HOME / "hypothesis")
 (HOME / "mlflow").mkdir()
 
 
@@ -45,6 +49,15 @@ def _remove_home() -> Iterator[None]:
     shutil.rmtree(HOME, ignore_errors=True)
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each engine."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+    else:
+        yield from postgres_schema()
+
+
 PROOFS: list[tuple[str, str, str]] = []
 
 
@@ -58,11 +71,20 @@ def proof() -> Callable[[str, object, str], None]:
     return lambda line, count, result: PROOFS.append((line, str(count), result))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker process of pytest-xdist proved."""
+    PROOFS.extend(tuple(line) for line in getattr(node, "workeroutput", {}).get("proofs", ()))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["proofs"] = PROOFS
+        return
     path = session.config.getoption("--proof")
     if not path:
         return
-    rows = [f"| {line} | {count} | {result} |" for line, count, result in PROOFS]
+    rows = [f"| {line} | {count} | {result} |" for line, count, result in sorted(PROOFS)]
     head = [
         "# Proof",
         "",

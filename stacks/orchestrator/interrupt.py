@@ -1,16 +1,15 @@
 """Ctrl-C is Ctrl-C, whatever it hit: Python and ZenML each have a spot where it becomes something else."""
 
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from zenml.exceptions import RunInterruptedException
 from zenml.orchestrators.signal_handler import SignalHandler
 
 from stacks.orchestrator.attempt import STOPS
+from stacks.orchestrator.ctrl_c import noted_interrupt
 
 
 @contextmanager
@@ -21,29 +20,17 @@ def remembered_interrupt() -> Iterator[Callable[[], bool]]:
     words of its own (a request, a transaction), and ZenML does not ask the handler before its own when the signal
     comes while it puts its own in place.
     """
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield lambda: False
-        return
-    seen = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        seen.set()
-        previous(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield seen.is_set
-    except RunInterruptedException as error:
-        if _signal_behind(error) == signal.SIGINT:
-            raise KeyboardInterrupt from error
-        raise
-    except Exception as error:
-        if seen.is_set() and not isinstance(error, STOPS):
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    with noted_interrupt() as pressed:
+        try:
+            yield pressed
+        except RunInterruptedException as error:
+            if _signal_behind(error) == signal.SIGINT:
+                raise KeyboardInterrupt from error
+            raise
+        except Exception as error:
+            if pressed() and not isinstance(error, STOPS):
+                raise KeyboardInterrupt from error
+            raise
 
 
 def _signal_behind(error: RunInterruptedException) -> int | None:

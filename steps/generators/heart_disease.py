@@ -46,7 +46,9 @@ def patients(rows: int, seed: int, knobs: Mapping[str, float]) -> pd.DataFrame:
         rows: Number of rows.
         seed: Seed of numpy's PCG64.
         knobs: `noise` share of patients whose findings are those of the other class; `older` years added to every
-            age; `sicker` share of healthy patients made ill (0 to 1).
+            age; `sicker` share of healthy patients made ill (0 to 1); `women` their share, which then depends on
+            nothing else (0: the real shares by hospital and illness); `atypical` share of ill women whose findings are
+            those of healthy ones.
 
     Returns:
         The 13 findings, `num` (0 healthy, 1 to 4 diseased) and the hospital; missing is NaN, or 0 in `chol` and
@@ -61,7 +63,12 @@ def patients(rows: int, seed: int, knobs: Mapping[str, float]) -> pd.DataFrame:
     age = _AGE[site] + 2.2 * ill + 1.2 * seems + knobs["older"] + rng.normal(0, 8.0, rows)
     age = np.clip(np.rint(age), 28, 100)
     frame = pd.DataFrame({"age": age.astype(np.int64)})
-    frame["sex"] = (rng.random(rows) < _MEN[site, ill]).astype(np.int64)
+    men = 1 - knobs["women"] if knobs["women"] else _MEN[site, ill]
+    frame["sex"] = (rng.random(rows) < men).astype(np.int64)
+    # A stream of its own: the rows of other patients stay as they are.
+    hidden = (np.random.default_rng([seed, rows]).random(rows) < knobs["atypical"]) & (frame["sex"] == 0) & (num > 0)
+    seems = np.where(hidden, 0, seems)
+    ill = (seems > 0).astype(np.int64)
     frame["cp"] = 1 + choose(rng, _CHEST_PAIN, ill)
     pressure = 129.5 + 0.5 * (age - 50) + 1.5 * ill + rng.normal(0, 17.5, rows)
     frame["trestbps"] = np.clip(2 * np.rint(pressure / 2), 80, 220)
@@ -100,7 +107,7 @@ def _with_gaps(frame: pd.DataFrame, site: Array, rng: np.random.Generator) -> pd
 
 GENERATOR = Generator(
     draw=patients,
-    own={"noise": 0.07, "older": 0.0, "sicker": 0.0},
+    own={"noise": 0.07, "older": 0.0, "sicker": 0.0, "women": 0.0, "atypical": 0.0},
     effects={
         "drift": shift("age", "trestbps", "chol", "oldpeak", unmeasured=_UNMEASURED),
         "bias": relabel("num", dict.fromkeys((1, 2, 3, 4), 0), group=("sex", 0)),

@@ -9,10 +9,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from fastapi.testclient import TestClient
 from sklearn.pipeline import Pipeline
 
+from bentos.access import Access
+from bentos.app import add_model, new_app
+from bentos.desk import Desk
+from bentos.fleet import Fleet
+from bentos.front import Front
 from bentos.release import Release, write_release
 from bentos.schema import encode, labels_of
+from bentos.served import Served
 from models.config import Family, Layer, ModelConfig, load_model, resolve
 from steps.families import build_pipeline, one_thread
 from steps.ingest import ingest_frame
@@ -51,6 +58,22 @@ HOUSES: dict[str, Any] = {
 def config_of(model: str) -> ModelConfig:
     """The shipped model of that name, or the invented `houses` (regression, every column type, a personal column)."""
     return resolve([Layer("test", HOUSES)]).config if model == "houses" else load_model(model).config
+
+
+def client_of(release: Release, max_batch: int | None = None, at_root: bool = True) -> TestClient:
+    """A client on this machine of a service that answers with a Release, as its version 12, by the way that all go."""
+    if max_batch is not None:
+        serving = release.config.serving.model_copy(update={"max_batch": max_batch})
+        release = Release(release.directory, release.manifest)
+        release.__dict__["config"] = release.config.model_copy(update={"serving": serving})
+    desk = Desk(Fleet())
+    app = new_app(desk)
+    add_model(app, release, at_root)
+    desk.fleet.put(release.schema.model, Served.load(release, 12))
+    front = Front(app, Access(), desk)  # type: ignore[arg-type]
+    client = TestClient(front, raise_server_exceptions=False, client=("127.0.0.1", 50_000))
+    client.release, client.desk = release, desk  # type: ignore[attr-defined]
+    return client
 
 
 @lru_cache

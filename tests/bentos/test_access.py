@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from bentos import access as module
-from bentos.access import Access, AccessMiddleware, is_loopback, refusals
+from bentos.access import Access, is_loopback
+from bentos.access_log import AccessLog
+from bentos.desk import Desk
+from bentos.fleet import Fleet
+from bentos.front import Front
 from bentos.messages import Refusal
+from bentos.metrics import metrics
 from bentos.release import Release
 from models.errors import ConfigError
 from stacks import keys
@@ -86,7 +92,7 @@ class Service:
         async def send(message: Any) -> None:
             said.append(message)
 
-        asyncio.run(AccessMiddleware(_hello, self.access)(scope, receive, send))
+        asyncio.run(Front(_hello, self.access, Desk(Fleet()))(scope, receive, send))
         told = {name.decode().lower(): value.decode() for name, value in said[0]["headers"]}
         return Answer(said[0]["status"], told, b"".join(part.get("body", b"") for part in said[1:]).decode())
 
@@ -263,7 +269,11 @@ def test_a_missing_package_is_an_outage_and_no_open_door(service: Service, monke
     assert service.ask().status == 503
 
 
-def test_refusals_repeat_nothing_and_are_counted(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+def test_refusals_repeat_nothing_and_are_counted(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken_down = AccessLog(str(tmp_path / "access.log"))
+    monkeypatch.setattr("bentos.front.access_log", lambda: taken_down)
     secret = service.add("shop", "outcome", rate=1)
     before = _counted()
     path = f"/predict/{PRIVATE}"
@@ -273,11 +283,13 @@ def test_refusals_repeat_nothing_and_are_counted(service: Service, caplog: pytes
     for answer in answers:
         assert not [part for part in (secret[12:-1], secret[:11], PRIVATE) if part in answer.text]
         assert Refusal.model_validate_json(answer.text).detail[0].msg
-    lines = [record.getMessage() for record in caplog.records if record.name == "gauntlet.access"]
-    assert lines[:2] == ["refused with 403 (role): /predict, key shop", "refused with 429 (rate): /predict, key shop"]
-    assert lines[4] == "refused with 401 (unknown_key): another path, key -"
+    taken_down.flush()
+    text = (tmp_path / "access.log").read_text()
+    lines = [(line["status"], line["refusal"], line["key"]) for line in map(json.loads, text.splitlines())]
+    assert lines[:2] == [(403, "role", "shop"), (429, "rate", "shop")]
+    assert lines[4] == (401, "unknown_key", "-")
     assert len(lines) == 5
-    assert not [part for part in (secret[3:11], secret[12:-1], PRIVATE, REMOTE) if part in caplog.text]
+    assert not [part for part in (secret[3:11], secret[12:-1], PRIVATE, REMOTE) if part in text + caplog.text]
     more = {reason: count - before.get(reason, 0) for reason, count in _counted().items()}
     assert {reason: count for reason, count in more.items() if count} == {
         "role": 1,
@@ -287,9 +299,25 @@ def test_refusals_repeat_nothing_and_are_counted(service: Service, caplog: pytes
     }
 
 
+def test_a_database_that_comes_to_be_refuses_nobody_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prediction log makes it, while requests come: a reader that has read nothing yet says nothing."""
+    monkeypatch.setenv("GAUNTLET_DATABASE", "")
+    monkeypatch.setenv("GAUNTLET_HOME", str(tmp_path))
+    access, judged = Access(), list[Any]()
+    scope = {"type": "http", "path": "/predict", "client": (LOCAL, 5), "headers": []}
+    access.refresh()
+    Ledger(f"sqlite:///{tmp_path / 'gauntlet.db'}").append("keep", "wine", 1)
+    read = keys.KeyReader.refresh
+    monkeypatch.setattr(keys.KeyReader, "refresh", lambda self: (judged.append(access.judge(scope)), read(self)))
+    access.refresh()
+    assert judged == [None]
+    assert access.judge(scope) is None
+
+
 def _counted() -> dict[str, float]:
-    (metric,) = refusals().collect()
-    return {s.labels["reason"]: s.value for s in metric.samples if s.name == "gauntlet_refusals_total"}
+    metrics()
+    samples = (sample for metric in REGISTRY.collect() for sample in metric.samples)
+    return {s.labels["reason"]: s.value for s in samples if s.name == "gauntlet_refusals_total"}
 
 
 def test_websockets_are_refused_too(service: Service) -> None:
@@ -299,7 +327,7 @@ def test_websockets_are_refused_too(service: Service) -> None:
         said.append(message)
 
     scope = {"type": "websocket", "path": "/predict", "client": (REMOTE, 5), "headers": []}
-    asyncio.run(AccessMiddleware(_hello, service.access)(scope, send, send))  # type: ignore[arg-type]
+    asyncio.run(Front(_hello, service.access, Desk(Fleet()))(scope, send, send))  # type: ignore[arg-type]
     assert said == [{"type": "websocket.close", "code": 1008}]
 
 
@@ -370,7 +398,7 @@ def _served(bento: Path, home: Path, database: Path) -> Iterator[Server]:
         probe.bind(("127.0.0.1", 0))
         server = Server(int(probe.getsockname()[1]))
     command = [sys.executable, "-m", "bentoml", "serve", str(bento), "--host", "0.0.0.0", "--port", str(server.port)]
-    environment = apart(home) | {"GAUNTLET_DATABASE": f"sqlite:///{database}"}
+    environment = apart(home) | {"GAUNTLET_DATABASE": f"sqlite:///{database}", "GAUNTLET_ACCESS_LOG": "-"}
     log = home / "server.log"
     with (
         log.open("wb") as output,
@@ -446,5 +474,6 @@ def test_a_real_service_asks_for_keys_and_obeys_a_revocation(bento: Path, tmp_pa
         assert [server.ask("GET", "/metrics", key, **remote)[0] for key in ("", shop, late)] == [401, 401, 200]
         assert server.ask("GET", "/readyz", **remote)[0] == 200
     said = (home / "server.log").read_text()
-    assert "refused with 403 (role): /predict, key b" in said
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert (403, "role", "b") in {(line["status"], line["refusal"], line["key"]) for line in lines}
     assert not [key for key in (shop, late) if key[12:] in said]

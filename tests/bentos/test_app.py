@@ -5,13 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from prometheus_client import REGISTRY
 
-from bentos.app import Served, add_model, new_app
+from bentos.app import add_model, new_app
+from bentos.desk import Desk
+from bentos.fleet import Fleet
 from bentos.inputs import plain_rows
 from bentos.messages import Answer, BatchAnswer, Health, Refusal, requests_of
+from bentos.metrics import metrics
 from bentos.release import Release
+from bentos.served import Served
 from models.config import Serving
-from tests.bentos.samples import config_of, frame_of, write
+from tests.bentos.samples import client_of, config_of, frame_of, write
 
 JSON = {"content-type": "application/json"}
 SECRET = "Zq7-private"
@@ -29,23 +34,16 @@ def heart(folder: Path) -> Release:
 
 @pytest.fixture(scope="module")
 def client(heart: Release) -> TestClient:
-    return _client(heart, max_batch=3_000)
+    return client_of(heart, max_batch=3_000)
 
 
 @pytest.fixture(scope="module")
 def houses(folder: Path) -> TestClient:
-    return _client(write(folder / "houses", "houses", "random_forest"))
-
-
-def _client(release: Release, max_batch: int = 1_000) -> TestClient:
-    app = new_app()
-    add_model(app, release.schema, max_batch)
-    app.state.served = Served.load(release, 12)
-    return TestClient(app, raise_server_exceptions=False)
+    return client_of(write(folder / "houses", "houses", "random_forest"))
 
 
 def _predict(client: TestClient, **changes: Any) -> Any:
-    inputs = client.app.state.served.release.golden[0].inputs  # type: ignore[attr-defined]
+    inputs = client.release.golden[0].inputs  # type: ignore[attr-defined]
     return client.post("/predict", json={"features": {**inputs, **changes}})
 
 
@@ -55,7 +53,7 @@ def _predict(client: TestClient, **changes: Any) -> Any:
 )
 def test_served_and_offline_answers_are_equal_on_every_row(model: str, family: Any, folder: Path) -> None:
     release = write(folder / f"every-{model}-{family}", model, family)
-    client, frame = _client(release, max_batch=3_000), frame_of(model)
+    client, frame = client_of(release, max_batch=3_000), frame_of(model)
     rows = plain_rows(frame, release.schema.inputs)
     told = BatchAnswer.model_validate_json(client.post("/predict/batch", json={"instances": rows}).content)
     offline = release.answer(frame)
@@ -114,8 +112,8 @@ def test_health_names_version_and_digest(client: TestClient, heart: Release) -> 
 
 
 def test_nothing_is_answered_before_a_release_is_loaded(heart: Release) -> None:
-    app = new_app()
-    add_model(app, heart.schema, 10)
+    app = new_app(Desk(Fleet()))
+    add_model(app, heart, at_root=True)
     client = TestClient(app)
     assert client.get("/health").status_code == 503
     assert client.post("/predict", json={"features": heart.golden[0].inputs}).status_code == 503
@@ -312,7 +310,7 @@ def test_a_body_without_end_is_413(client: TestClient) -> None:
 def test_an_error_inside_is_500_without_its_message(
     heart: Release, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = _client(heart)
+    client = client_of(heart)
 
     def fail(*_: Any) -> None:
         raise ValueError(f"could not convert {SECRET}")
@@ -332,7 +330,7 @@ def unsure(folder: Path) -> Release:
 
 
 def test_a_model_abstains_where_its_best_class_is_too_improbable(unsure: Release) -> None:
-    client = _client(unsure)
+    client = client_of(unsure)
     rows = [{"log_text": text} for text in frame_of("pipeline_errors")["log_text"].head(200)]
     told = BatchAnswer.model_validate_json(client.post("/predict/batch", json={"instances": rows}).content).predictions
     answers = unsure.answer(frame_of("pipeline_errors").head(200))
@@ -360,7 +358,7 @@ def test_a_model_that_always_answers_says_nothing_of_abstaining(client: TestClie
 def test_any_text_is_answered_and_one_without_known_words_as_an_empty_one(
     unsure: Release, text: str | None, says: bool
 ) -> None:
-    client = _client(unsure)
+    client = client_of(unsure)
     response = client.post("/predict", json={"features": {"log_text": text}})
     assert response.status_code == 200
     assert sum(response.json()["probabilities"].values()) == pytest.approx(1)
@@ -370,7 +368,7 @@ def test_any_text_is_answered_and_one_without_known_words_as_an_empty_one(
 
 @pytest.mark.parametrize("text", [7, True, ["a"], {"a": "b"}, "x" * 1_000_001])
 def test_what_is_no_text_or_too_long_a_one_is_refused(unsure: Release, text: Any) -> None:
-    response = _client(unsure).post("/predict", json={"features": {"log_text": text}})
+    response = client_of(unsure).post("/predict", json={"features": {"log_text": text}})
     assert response.status_code == 422
     assert response.json()["detail"][0]["loc"] == ["body", "features", "log_text"] and len(response.text) < 500
 
@@ -378,7 +376,7 @@ def test_what_is_no_text_or_too_long_a_one_is_refused(unsure: Release, text: Any
 def test_a_text_must_be_there_where_none_may_be_missing(unsure: Release, folder: Path) -> None:
     columns = {name: c.model_copy(update={"missing": 0.0}) for name, c in unsure.config.columns.items()}
     config = unsure.config.model_copy(update={"columns": columns})
-    client = _client(write(folder / "needed", "pipeline_errors", "logistic_regression", config=config))
+    client = client_of(write(folder / "needed", "pipeline_errors", "logistic_regression", config=config))
     assert [client.post("/predict", json={"features": {"log_text": text}}).status_code for text in ("", None, "a")] == [
         422, 422, 200,
     ]  # fmt: skip
@@ -387,3 +385,21 @@ def test_a_text_must_be_there_where_none_may_be_missing(unsure: Release, folder:
         "string",
         1_000_000,
     )
+
+
+def test_every_kind_of_request_is_counted_by_model_and_version(client: TestClient, heart: Release) -> None:
+    metrics()
+
+    def counted() -> list[float]:
+        same = {"model": "heart_disease", "version": "12", "variant": "champion"}
+        asked = (("predict", "200"), ("batch", "200"), ("outcomes", "200"), ("outcomes", "422"))
+        told = [{**same, "route": route, "status": status} for route, status in asked]
+        return [REGISTRY.get_sample_value("gauntlet_requests_total", labels) or 0.0 for labels in told]
+
+    before, inputs = counted(), heart.golden[0].inputs
+    identity = client.post("/predict", json={"features": inputs}).json()["prediction_id"]
+    client.post("/predict/batch", json={"instances": [inputs]})
+    outcome = {"prediction_id": identity, "outcome": heart.schema.labels[0]}
+    assert client.post("/outcomes", json=[outcome]).json()["recorded"] == 1
+    assert client.post("/outcomes", json=[{"outcome": 1}]).status_code == 422
+    assert [after - one for after, one in zip(counted(), before, strict=True)] == [1.0] * 4

@@ -15,7 +15,6 @@ from fastapi.testclient import TestClient
 
 import bentos.explain
 import bentos.release
-from bentos.app import Served, add_model, new_app
 from bentos.explain import Explainer, NotExplainable
 from bentos.frame import to_frame
 from bentos.inputs import typed_rows
@@ -23,7 +22,7 @@ from bentos.messages import Answer, BatchAnswer, Refusal
 from bentos.release import Release, prepare
 from models.config import Layer, ModelConfig, resolve
 from steps.families import build_pipeline, one_thread
-from tests.bentos.samples import HOUSES, PARAMETERS, config_of, fitted, frame_of, write
+from tests.bentos.samples import HOUSES, PARAMETERS, client_of, config_of, fitted, frame_of, write
 
 CASES = [
     ("heart_disease", "logistic_regression"),
@@ -56,14 +55,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def client(releases: Any) -> TestClient:
-    return _client(releases("heart_disease", "xgboost"))
-
-
-def _client(release: Release) -> TestClient:
-    app = new_app()
-    add_model(app, release.schema, 100)
-    app.state.served = Served.load(release, 12)
-    return TestClient(app, raise_server_exceptions=False)
+    return client_of(releases("heart_disease", "xgboost"))
 
 
 def _rows(model: str, count: int = 40) -> pd.DataFrame:
@@ -255,7 +247,7 @@ def test_a_model_whose_answers_are_no_sum_is_not_explained(tmp_path: Path, monke
 
 
 def _ask(client: TestClient, explain: Any, **changes: Any) -> Any:
-    inputs = client.app.state.served.release.golden[0].inputs  # type: ignore[attr-defined]
+    inputs = client.release.golden[0].inputs  # type: ignore[attr-defined]
     return client.post("/predict", json={"features": {**inputs, **changes}, "explain": explain})
 
 
@@ -277,7 +269,7 @@ def test_the_k_largest_effects_come_largest_first(client: TestClient, explain: A
 
 @pytest.mark.parametrize("explain", [None, False])
 def test_nothing_is_explained_unasked(client: TestClient, explain: Any) -> None:
-    plain = client.post("/predict", json={"features": client.app.state.served.release.golden[0].inputs})  # type: ignore[attr-defined]
+    plain = client.post("/predict", json={"features": client.release.golden[0].inputs})  # type: ignore[attr-defined]
     assert plain.json().keys() == _ask(client, explain).json().keys()
     assert not {"contributions", "explanation"} & plain.json().keys()
 
@@ -287,7 +279,7 @@ def test_nothing_is_explained_unasked(client: TestClient, explain: Any) -> None:
 )
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
 def test_any_other_number_of_effects_is_refused(client: TestClient, path: str, explain: Any) -> None:
-    inputs = client.app.state.served.release.golden[0].inputs  # type: ignore[attr-defined]
+    inputs = client.release.golden[0].inputs  # type: ignore[attr-defined]
     rows = {"features": inputs} if path == "/predict" else {"instances": [inputs]}
     response = client.post(path, json=rows | {"explain": explain})
     assert response.status_code == 422
@@ -298,7 +290,7 @@ def test_any_other_number_of_effects_is_refused(client: TestClient, path: str, e
 
 @pytest.mark.parametrize("text", [b"NaN", b"1e999", b"9" * 5_000, b'"\\ud800"', b"[" * 10_000])
 def test_hostile_numbers_of_effects_are_refused(client: TestClient, text: bytes) -> None:
-    inputs = json.dumps(client.app.state.served.release.golden[0].inputs).encode()  # type: ignore[attr-defined]
+    inputs = json.dumps(client.release.golden[0].inputs).encode()  # type: ignore[attr-defined]
     content = b'{"features": ' + inputs + b', "explain": ' + text + b"}"
     assert client.post("/predict", content=content, headers={"content-type": "application/json"}).status_code == 422
 
@@ -317,7 +309,7 @@ def test_an_unseen_category_and_a_refused_value_are_as_without_explanation(clien
 
 @pytest.mark.parametrize("family", ["linear_regression", "random_forest", "xgboost"])
 def test_a_number_is_explained_without_a_class_and_without_persons(family: Any, releases: Any) -> None:
-    client = _client(releases("houses", family))
+    client = client_of(releases("houses", family))
     answer = _ask(client, 20).json()
     about = answer["explanation"]
     assert about["scale"] == "value" and "label" not in about
@@ -331,7 +323,7 @@ def test_a_number_is_explained_without_a_class_and_without_persons(family: Any, 
 @pytest.mark.parametrize("family", ["logistic_regression", "random_forest", "xgboost"])
 def test_a_batch_is_explained_row_by_row_on_the_predicted_class(family: Any, releases: Any) -> None:
     release = releases("wine", family)
-    client, rows = _client(release), [golden.inputs for golden in release.golden]
+    client, rows = client_of(release), [golden.inputs for golden in release.golden]
     response = client.post("/predict/batch", json={"instances": rows, "explain": 3})
     BatchAnswer.model_validate_json(response.content)
     for inputs, answer in zip(rows, response.json()["predictions"], strict=True):
@@ -347,7 +339,7 @@ def test_a_batch_is_explained_row_by_row_on_the_predicted_class(family: Any, rel
 @pytest.mark.parametrize("text", [None, "", " \n ", "\x00", "é 日本", "x" * 400_000, "error " * 70_000])
 @pytest.mark.parametrize("family", ["logistic_regression", "random_forest", "xgboost"])
 def test_any_text_is_explained(releases: Any, family: Any, text: str | None) -> None:
-    response = _client(releases("pipeline_errors", family)).post(
+    response = client_of(releases("pipeline_errors", family)).post(
         "/predict", json={"features": {"log_text": text}, "explain": True}
     )
     assert response.status_code == 200 and len(response.content) < 5_000
@@ -368,7 +360,7 @@ def test_openapi_shows_explanations(client: TestClient) -> None:
 
 def _refuses_to_explain(release: Release, caplog: pytest.LogCaptureFixture) -> str:
     with caplog.at_level(logging.ERROR, "gauntlet.service"):
-        client = _client(release)
+        client = client_of(release)
     asked = _ask(client, 5)
     assert asked.status_code == 422
     assert asked.json()["detail"][0]["loc"] == ["body", "explain"] and "cannot be explained" in asked.text

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -58,6 +59,16 @@ def endpoint(store: Path, logs: Path) -> Iterator[Endpoint]:
         yield endpoint
 
 
+def test_the_process_tells_what_monitoring_knows(endpoint: Endpoint) -> None:
+    summary = endpoint.get("/monitoring/summary?hours=1")
+    assert (summary["model"], summary["hours"], summary["champion"]) == ("wine", 1, None)
+    deadline = time.monotonic() + 20
+    while 'gauntlet_open_alerts{model="wine",severity="critical"} 0.0' not in (page := endpoint.get("/metrics")):
+        assert time.monotonic() < deadline, page[-2000:]
+        time.sleep(0.2)
+    assert page.count("# TYPE gauntlet_drift_share gauge") == page.count("# TYPE gauntlet_ready gauge") == 1
+
+
 def test_the_service_speaks_json_where_it_is_asked_for(endpoint: Endpoint, logs: Path) -> None:
     (log,) = logs.glob("gauntlet-serve-*/server.log")
     said = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
@@ -90,6 +101,8 @@ def test_docs_json_shows_the_model_s_inputs(endpoint: Endpoint, store: Path) -> 
     alcohol = shown["components"]["schemas"]["WineFeatures"]["properties"]["alcohol"]
     assert (alcohol["type"], alcohol["minimum"], alcohol["maximum"]) == ("number", 5, 20)
     assert {"/predict", "/predict/batch", "/health"} <= shown["paths"].keys()
+    assert {"bearer", "header"} == shown["components"]["securitySchemes"].keys()
+    assert shown["paths"]["/predict"]["post"]["security"] == [{"bearer": []}, {"header": []}, {}]
     assert "WineFeatures" in (store / "wine/000010/apis/openapi.yaml").read_text()
 
 

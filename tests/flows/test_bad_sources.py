@@ -8,6 +8,7 @@ import pytest
 
 from models.errors import LIMIT
 from steps import web
+from tests.databases import files_holding
 from tests.flows.conftest import Invoke, Place, toy_frame
 from tests.steps.services import server
 from tests.steps.website import Answer, website
@@ -75,11 +76,7 @@ def test_a_source_that_fails_is_told_in_words(case: str, here: Place, invoke: In
 def test_no_credential_of_a_failed_run_is_on_the_disk(here: Place, home: Path, invoke: Invoke) -> None:
     server("mariadb")
     assert invoke(_source(**CASES["wrong password"][0])).code == 1
-    assert _holding(home, PASSWORD) == []
-
-
-def _holding(folder: Path, text: str) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+    assert files_holding(PASSWORD, home) == []
 
 
 def test_bad_rows_of_a_query_are_set_aside_and_the_rest_is_learnt(
@@ -98,7 +95,7 @@ def test_bad_rows_of_a_query_are_set_aside_and_the_rest_is_learnt(
     done = invoke([*_source(**keys), *settings, "--why", "it costs ${5}"])
     assert done.code == 0 and done.json is not None, done.printed[-2000:]
     assert done.json["quarantined_rows"] == 6
-    assert _holding(home, PASSWORD) == [], "ZenML would put the variable's value into the parameters that it keeps"
+    assert files_holding(PASSWORD, home) == [], "ZenML would put the variable's value into the parameters that it keeps"
     assert "it costs ${5}" in invoke(["history", done.json["model"]]).printed
     assert "quarantined 6 of 240 rows: 'age' 5 times no whole number, 'ill' 1 times no value" in done.printed
     few = invoke([*_source(**keys), *settings, "--set", "validation.min_rows=235"])

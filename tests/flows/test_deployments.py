@@ -40,18 +40,38 @@ def test_the_file_of_this_clone_is_what_its_models_say(monkeypatch: pytest.Monke
     text = prefect_file().read_text()
     assert text == render_deployments(prefect_file()).text, "run `make deployments`"
     entries = yaml.safe_load(text)["deployments"]
-    assert [entry["name"] for entry in entries][:-1] == model_names()
-    assert entries[-1]["name"] == "all"
+    assert [entry["name"] for entry in entries] == [*model_names(), "all", *model_names(), *model_names()]
+    after = [entry["entrypoint"] for entry in entries[len(model_names()) + 1 :]]
+    assert after == [f for f in ("flows.predict.predict", "flows.monitor.monitor") for _ in model_names()]
     assert str(Path.home()) not in text and str(prefect_file().parent) not in text
 
 
 def test_an_entry_says_model_code_pool_and_schedule(clone: Path) -> None:
     assert (clone / "prefect.yaml").read_text().startswith(HEADER)
-    toy, everything = _content(clone)["deployments"]
+    toy, everything, scoring, _ = _content(clone)["deployments"]
     assert toy["parameters"] == {"model": "toy"}
     assert toy["work_pool"] == {"name": "gauntlet"}
     assert toy["schedules"] == [{"cron": "0 5 * * *", "timezone": "UTC", "active": True}]
     assert everything["entrypoint"] == "flows.train_all.train_all"
+    assert (scoring["entrypoint"], scoring["parameters"]) == ("flows.predict.predict", {"model": "toy"})
+    assert "schedules" not in scoring
+
+
+def test_checks_that_are_due_together_are_one_schedule(clone: Path) -> None:
+    watching = _content(clone)["deployments"][-1]
+    assert (watching["entrypoint"], watching["parameters"]) == ("flows.monitor.monitor", {"model": "toy"})
+    due = {schedule["slug"]: (schedule["cron"], schedule["parameters"]["checks"]) for schedule in watching["schedules"]}
+    assert due == {
+        "performance-quality": ("0 3 * * *", ["performance", "quality"]),
+        "drift": ("0 4 * * 1", ["drift"]),
+        "prediction-drift": ("0 5 1 * *", ["prediction_drift"]),
+        "fairness": ("0 6 1 1,4,7,10 *", ["fairness"]),
+    }
+    nightly = {"checks": {"drift": {"cron": "0 3 * * *", "timezone": "Europe/Berlin"}, "quality": {"cron": None}}}
+    (clone / "models" / "toy.yaml").write_text(yaml.safe_dump({**TOY, "monitoring": nightly}))
+    assert deployments.write_deployments() == ("overwrote train/toy: schedules", "overwrote monitor/toy: schedules")
+    due = {schedule["slug"]: schedule["timezone"] for schedule in _content(clone)["deployments"][-1]["schedules"]}
+    assert due == {"performance": "UTC", "drift": "Europe/Berlin", "prediction-drift": "UTC", "fairness": "UTC"}
 
 
 def test_twice_changes_nothing(clone: Path) -> None:
@@ -79,14 +99,18 @@ def test_what_a_hand_added_stays(clone: Path) -> None:
     assert deployments.write_deployments() == ("kept your own entry 'toy-nightly'", "kept your own entry 'toy'")
     after = _content(clone)
     assert after["build"] == content["build"]
-    assert after["deployments"][2:] == [own, other]
+    assert after["deployments"][4:] == [own, other]
 
 
 def test_a_model_that_is_gone_takes_its_entry_along(clone: Path) -> None:
     (clone / "models" / "other.yaml").write_text(yaml.safe_dump({**TOY, "name": "other"}))
-    assert deployments.write_deployments() == ("added train/other",)
+    assert deployments.write_deployments() == ("added train/other", "added predict/other", "added monitor/other")
     (clone / "models" / "other.yaml").unlink()
-    assert deployments.write_deployments() == ("took out train/other: there is no such model",)
+    assert deployments.write_deployments() == (
+        "took out train/other: there is no such model",
+        "took out predict/other: there is no such model",
+        "took out monitor/other: there is no such model",
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +135,7 @@ def test_new_writes_the_entry(clone: Path, invoke: Invoke) -> None:
     toy_frame().to_csv(clone / "some.csv", index=False)
     done = invoke(["new", "fresh", "--data", str(clone / "some.csv"), "--target", "ill"])
     assert done.code == 0, done.printed
-    assert [entry["name"] for entry in _content(clone)["deployments"]] == ["fresh", "toy", "all"]
+    assert [entry["name"] for entry in _content(clone)["deployments"]] == ["fresh", "toy", "all", *["fresh", "toy"] * 2]
     assert load_model("fresh").config.name == "fresh"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import psutil
 import pytest
 
+from stacks.ledger import Ledger
 from tests.flows.conftest import Place
 
 STEPS = ["ingest", "validate", "split", "tune", "train", "evaluate", "package", "promote", "deploy"]
@@ -74,9 +75,8 @@ def _survives(place: Place, steps: Sequence[str], sent: signal.Signals) -> None:
     assert done.json is not None
     assert done.json["champion"] == 1
     assert done.json["verdict"] in ("promoted", "kept")
-    entries = place.gauntlet("history", "toy").json
-    assert entries is not None
-    assert [entry["action"] for entry in entries["entries"]].count("promote") == 1
+    entries = Ledger(f"sqlite:///{place.home / 'gauntlet.db'}").history("toy")
+    assert [entry.action for entry in entries].count("promote") == 1
     with sqlite3.connect(place.home / "prefect" / "prefect.db") as database:
         states = [row[0] for row in database.execute("select state_type from flow_run where state_type = 'RUNNING'")]
     assert states == [], "nobody holds a killed run for one that is under way"

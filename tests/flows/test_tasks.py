@@ -18,7 +18,12 @@ DIABETES: dict[str, Any] = {
     "target": {"column": "progress"},
     "sources": [{"name": "sklearn", "kind": "sklearn", "dataset": "diabetes"}],
     "columns": {name: {"type": "number", "range": [-1, 1]} for name in load_diabetes().feature_names},
-    "gates": {"rmse": {"max": 65}, "r2": {"min": 0.3}, "beats_linear": {"blocking": False, "min": 0.0}},
+    "gates": {
+        "rmse": {"max": 65},
+        "r2": {"min": 0.3},
+        "beats_linear": {"blocking": False, "min": 0.0},
+        "p95_ms": {"max": 1000, "blocking": False},
+    },
     "promotion": {"min_improvement": {"value": 0.02, "of": "error"}},
     "tuning": {
         "trials": 3,
@@ -61,9 +66,10 @@ def test_a_number_is_predicted_through_the_same_steps(tmp_path: Path) -> None:
     assert result["metrics"]["mae"] < result["metrics"]["rmse"] and 50 < result["plain_linear"] < 62
     gates = {gate["name"]: gate for gate in result["gates"]}
     assert gates["rmse"]["margin"] == pytest.approx(65 - result["metrics"]["rmse"]), "less is better"
-    assert {gate["verdict"] for name, gate in gates.items() if name not in ("improvement", "beats_linear")} == {
-        "passed"
-    }
+    skipped = {"improvement", "ece", "tpr_gap", "slice_gap"}
+    assert {name for name, gate in gates.items() if gate["verdict"] == "skipped"} == skipped, "no slice has 50 rows"
+    assert {gates[name]["verdict"] for name in gates.keys() - skipped - {"beats_linear"}} == {"passed"}
+    assert (gates["ece"]["verdict"], gates["ece"]["reason"]) == ("skipped", "a regression has no ece")
     release = Release.open(registry.release_dir("diabetes_progress", 1))
     assert release.schema.task == "regression" and release.schema.labels == ()
     golden = [kept.prediction for kept in release.golden]

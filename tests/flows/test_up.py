@@ -149,6 +149,8 @@ def test_deployments_run_schedules_fire_and_a_failure_is_one(
         assert _await(lambda: states() == [("COMPLETED", False)]), states()
         heartbeats = _count(prefect_home, "select count(*) from events where event = 'prefect.flow-run.heartbeat'")
         assert heartbeats
+        prefect("deployment", "run", "monitor/toy", "--param", 'checks=["drift"]')
+        assert _await(lambda: states() == [("COMPLETED", False)] * 2), states()
         prefect("deployment", "run", "train/toy", "--param", "model=nosuch")
         assert _await(lambda: ("FAILED", False) in states()), states()
         joined = place.gauntlet("run", "toy")
@@ -162,8 +164,8 @@ def test_deployments_run_schedules_fire_and_a_failure_is_one(
     assert _await(lambda: not _of_home(place), 60), [each.cmdline() for each in _of_home(place)]
     assert announced_url(prefect_home) is None
     proof(
-        "make up: a deployment runs, one fails, a schedule fires, `gauntlet run` joins; kill -9 leaves nothing",
-        4,
+        "make up: deployments train and watch, one fails, a schedule fires, a run joins; kill -9 leaves nothing",
+        5,
         "seen",
     )
 

@@ -3,7 +3,7 @@
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,16 +15,6 @@ from models.errors import ConfigError
 from stacks import keys
 from stacks.keys import KeyReader, KeyRing, Unfit
 from stacks.ledger import Ledger
-from tests.stacks.test_ledger import _postgres_schema
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each engine."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'keys.db'}"
-    else:
-        yield from _postgres_schema()
 
 
 @pytest.fixture
@@ -332,3 +322,17 @@ def test_the_hash_is_sha_256_of_salt_and_key(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "keys.db") as connection:
         salt, digest = connection.execute("SELECT salt, hash FROM access_keys").fetchone()
     assert hashlib.sha256(bytes.fromhex(salt) + secret.encode()).hexdigest() == digest
+
+
+def test_an_admins_key_names_the_actor_and_what_is_written_with_it(
+    url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, secret = keys.add("ada", "admin", ledger=ledger)
+    monkeypatch.setenv("GAUNTLET_DATABASE", url)
+    monkeypatch.setenv("GAUNTLET_KEY", secret)
+    assert ledger.append("keep", "wine", 1).actor == "key:ada"
+    keys.revoke("ada", ledger=ledger)
+    with pytest.raises(ConfigError, match=r"GAUNTLET_KEY: that key was revoked; nothing was done"):
+        ledger.append("keep", "wine", 2)
+    assert [entry.actor for entry in ledger.history("")][-1] == "key:ada"
+    assert len(ledger.history("wine")) == 1

@@ -1,12 +1,10 @@
 import hashlib
 import json
-import os
 import sqlite3
 import subprocess
 import sys
-import uuid
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -14,68 +12,30 @@ import sqlalchemy as sa
 
 from models.errors import ConfigError, WorkError
 from stacks import ledger as module
+from stacks.audit import GENESIS
 from stacks.home import clone_dir, home_dir
-from stacks.ledger import GENESIS, REVISION, UNSET, Conflict, Ledger, current_actor, database_url, open_ledger
+from stacks.ledger import REVISION, UNSET, Conflict, Ledger, current_actor, database_url, open_ledger
+from tests.databases import disarm, execute, postgres_schema
 
-POSTGRES = os.environ.get("TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/test")
-
-
-def _postgres_schema() -> Iterator[str]:
-    engine = sa.create_engine(POSTGRES, poolclass=sa.NullPool, connect_args={"connect_timeout": 3})
-    name = f"gauntlet_{uuid.uuid4().hex[:12]}"
-    try:
-        with engine.begin() as connection:
-            connection.execute(sa.text(f"CREATE SCHEMA {name}"))
-    except sa.exc.OperationalError:
-        if os.environ.get("GAUNTLET_REQUIRE_SERVICES") == "1":
-            raise
-        pytest.skip("no PostgreSQL answers: set TEST_POSTGRES")
-    yield f"{POSTGRES}?options=-csearch_path%3D{name}"
-    with engine.begin() as connection:
-        connection.execute(sa.text(f"DROP SCHEMA {name} CASCADE"))
+CHANGED = "was changed (its hash is another)"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each engine."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'ledger.db'}"
-    else:
-        yield from _postgres_schema()
-
-
-@pytest.fixture
-def execute(url: str) -> Callable[..., None]:
-    """Runs SQL behind the ledger's back."""
-
-    def run(*statements: str) -> None:
-        engine = sa.create_engine(url, poolclass=sa.NullPool)
-        with engine.begin() as connection:
-            for statement in statements:
-                connection.exec_driver_sql(statement)
-
-    return run
-
-
-def _disarm(url: str) -> list[str]:
-    """SQL that removes the triggers, as somebody who owns the database could."""
-    if url.startswith("sqlite"):
-        return [f"DROP TRIGGER {name}" for name in ("ledger_no_update", "ledger_no_delete", "ledger_only_append")]
-    return ["ALTER TABLE ledger DISABLE TRIGGER ALL"]
-
-
-def test_entries_cut_off_at_the_end_are_noticed(url: str, execute: Callable[..., None]) -> None:
+def test_entries_cut_off_at_the_end_are_noticed(url: str) -> None:
     ledger = Ledger(url)
     for version in (1, 2, 3):
         ledger.append("promote", "wine", version)
     assert ledger.verify() == []
-    execute(*_disarm(url), "DELETE FROM ledger WHERE sequence = 3")
+    disarm(url)
+    execute(url, "DELETE FROM ledger WHERE sequence = 3")
     (fault,) = Ledger(url).verify()
-    assert fault.startswith("entry 3, which this home wrote last, is gone")
+    assert fault == "entry 3 (promote of wine v3), which this home wrote last, is gone"
     execute(
-        "UPDATE ledger SET hash = 'another' WHERE sequence = 2", "UPDATE ledger SET sequence = 3 WHERE sequence = 2"
+        url,
+        "UPDATE ledger SET hash = 'another' WHERE sequence = 2",
+        "UPDATE ledger SET sequence = 3 WHERE sequence = 2",
     )
-    assert Ledger(url).verify()[-1].startswith("entry 3, which this home wrote last, is another one")
+    another = "entry 3 (promote of wine v2): is not the one that this home wrote (promote of wine v3)"
+    assert Ledger(url).verify()[-1] == another
 
 
 def test_all_histories_are_read_at_once_and_payloads_on_demand(url: str) -> None:
@@ -99,7 +59,7 @@ def test_an_entry_is_read_back_as_written(url: str) -> None:
     assert Ledger(url).history("wine") == (written,)
 
 
-def test_the_hash_is_what_the_module_documents(url: str, execute: Callable[..., None]) -> None:
+def test_the_hash_is_what_the_module_documents(url: str) -> None:
     ledger = Ledger(url)
     ledger.append("promote", "wine", 1)
     entry = ledger.append("keep", "wine", 2, why="no gain — at all", actor="ada", payload={"b": 1, "a": [1.5, "é"]})
@@ -130,7 +90,7 @@ def test_rolling_back_twice_goes_back_two_champions(url: str) -> None:
     for version in (1, 2, 3):
         ledger.append("promote", "wine", version)
     ledger.append("rollback", "wine", 2)
-    assert (ledger.champion("wine"), ledger.previous("wine"), ledger.state("wine", 3)) == (2, 1, "archived")
+    assert (ledger.champion("wine"), ledger.previous("wine"), ledger.state("wine", 3)) == (2, 1, "validation")
     ledger.append("rollback", "wine", 1)
     assert (ledger.champion("wine"), ledger.previous("wine")) == (1, None)
     ledger.append("rollback", "wine", 3)
@@ -146,12 +106,12 @@ def test_states(url: str) -> None:
     states = {version: ledger.state("wine", version) for version in range(1, 8)}
     assert states == {
         1: "retired",
-        2: "previous",
-        3: "champion",
-        4: "archived",
-        5: "archived",
-        6: "pending",
-        7: "registered",
+        2: "staging",
+        3: "production",
+        4: "validation",
+        5: "development",
+        6: "staging",
+        7: "experimentation",
     }
     standing = ledger.standing("wine")
     assert (standing.challenger, standing.crowned) == (6, (1, 2, 3))
@@ -165,6 +125,34 @@ def test_the_champion_cannot_be_retired(url: str) -> None:
     with pytest.raises(WorkError, match="v1 of 'wine' is the champion"):
         ledger.append("retire", "wine", 1)
     assert len(ledger.history("wine")) == 1
+
+
+def test_a_retired_version_gets_no_entry_any_more(url: str) -> None:
+    ledger = Ledger(url)
+    ledger.append("keep", "wine", 1)
+    ledger.append("retire", "wine", 1)
+    for action in ("promote", "rollback", "keep", "pending", "retire"):
+        with pytest.raises(WorkError, match="v1 of 'wine' is retired; training it again"):
+            ledger.append(action, "wine", 1)  # type: ignore[arg-type]
+    assert ledger.append("promote", "heart", 1).sequence == 3
+
+
+def test_what_was_decided_by_an_older_entry_is_a_conflict(url: str) -> None:
+    ledger = Ledger(url)
+    ledger.append("keep", "wine", 1, expect_tip=0)
+    ledger.append("keep", "heart", 1)
+    with pytest.raises(Conflict, match="the newest entry of 'wine' is 1 now, but this was decided by 0"):
+        ledger.append("retire", "wine", 1, expect_tip=0)
+    assert ledger.append("retire", "wine", 1, expect_tip=1).sequence == 3
+
+
+def test_who_was_champion_in_years_of_three_digits_and_beyond_the_zone(url: str) -> None:
+    ledger = Ledger(url)
+    ledger.append("promote", "wine", 1)
+    for year in (1, 999, 1999):
+        assert ledger.champion_at("wine", datetime(year, 1, 2, tzinfo=UTC)) is None
+    east = timezone(timedelta(hours=14))
+    assert ledger.champion_at("wine", datetime.now(UTC).astimezone(east)) == 1
 
 
 def test_another_champion_than_expected_is_a_conflict(url: str) -> None:
@@ -189,11 +177,11 @@ def test_another_champion_than_expected_is_a_conflict(url: str) -> None:
         "INSERT INTO ledger SELECT * FROM ledger WHERE sequence = 2",
     ],
 )
-def test_the_database_refuses_changes(url: str, execute: Callable[..., None], statement: str) -> None:
+def test_the_database_refuses_changes(url: str, statement: str) -> None:
     ledger = Ledger(url)
     before = [ledger.append("promote", "wine", version) for version in (1, 2)]
     with pytest.raises(sa.exc.DBAPIError):
-        execute(statement)
+        execute(url, statement)
     assert ledger.history("wine") == tuple(before)
 
 
@@ -210,7 +198,7 @@ def test_sqlite_refuses_to_replace_an_entry(tmp_path: Path) -> None:
 
 
 def test_postgresql_refuses_to_truncate() -> None:
-    for url in _postgres_schema():
+    for url in postgres_schema():
         Ledger(url).append("promote", "wine", 1)
         engine = sa.create_engine(url, poolclass=sa.NullPool)
         with engine.begin() as connection, pytest.raises(sa.exc.DBAPIError, match="append-only"):
@@ -221,28 +209,36 @@ def test_postgresql_refuses_to_truncate() -> None:
 @pytest.mark.parametrize(
     ("tampering", "faults"),
     [
-        ("UPDATE ledger SET version = 9 WHERE sequence = 2", ["entry 2: was changed (its hash is another)"]),
-        ("UPDATE ledger SET payload = '{\"a\": 1}' WHERE sequence = 3", ["entry 3: was changed (its hash is another)"]),
-        ("DELETE FROM ledger WHERE sequence = 2", ["entry 2: missing"]),
-        ("DELETE FROM ledger WHERE sequence <= 2", ["entry 1 to 2: missing"]),
+        (
+            "UPDATE ledger SET version = 9 WHERE sequence = 2",
+            [f"entry 2 (promote of wine v9): {CHANGED}"],
+        ),
+        (
+            "UPDATE ledger SET payload = '{\"a\": 1}' WHERE sequence = 3",
+            [f"entry 3 (promote of wine v3): {CHANGED}"],
+        ),
+        ("DELETE FROM ledger WHERE sequence = 2", ["entry 2 (promote of wine v2): missing"]),
+        ("DELETE FROM ledger WHERE sequence <= 2", ["entry 1 to 2 (promote of wine v1, promote of wine v2): missing"]),
         (
             "UPDATE ledger SET time = '2001-01-01T00:00:00.000000Z' WHERE sequence = 4",
-            ["entry 4: is dated before the entry before it", "entry 4: was changed (its hash is another)"],
+            [
+                "entry 4 (promote of wine v4): is dated before the entry before it",
+                f"entry 4 (promote of wine v4): {CHANGED}",
+            ],
         ),
     ],
 )
-def test_verify_names_the_broken_entry(
-    url: str, execute: Callable[..., None], tampering: str, faults: list[str]
-) -> None:
+def test_verify_names_the_broken_entry(url: str, tampering: str, faults: list[str]) -> None:
     ledger = Ledger(url)
     for version in range(1, 6):
         ledger.append("promote", "wine", version)
     assert ledger.verify() == []
-    execute(*_disarm(url), tampering)
+    disarm(url)
+    execute(url, tampering)
     assert ledger.verify() == faults
 
 
-def test_verify_sees_an_entry_rewritten_with_its_hash(url: str, execute: Callable[..., None]) -> None:
+def test_verify_sees_an_entry_rewritten_with_its_hash(url: str) -> None:
     ledger = Ledger(url)
     for version in (1, 2, 3):
         entry = ledger.append("promote", "wine", version, actor="ada")
@@ -254,8 +250,12 @@ def test_verify_sees_an_entry_rewritten_with_its_hash(url: str, execute: Callabl
         "version": 8,
     }
     digest = hashlib.sha256(json.dumps(forged, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    execute(*_disarm(url), f"UPDATE ledger SET version = 8, hash = '{digest}' WHERE sequence = 2")
-    assert ledger.verify() == [f"entry {entry.sequence}: does not follow the entry before it"]
+    disarm(url)
+    execute(url, f"UPDATE ledger SET version = 8, hash = '{digest}' WHERE sequence = 2")
+    assert ledger.verify() == [
+        "entry 2 (promote of wine v8): is not the one that this home wrote (promote of wine v2)",
+        f"entry {entry.sequence} (promote of wine v3): does not follow the entry before it",
+    ]
 
 
 def test_time_never_falls_when_the_clock_does(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,9 +298,9 @@ def test_revision_is_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == REVISION
 
 
-def test_a_newer_database_is_refused(url: str, execute: Callable[..., None]) -> None:
+def test_a_newer_database_is_refused(url: str) -> None:
     Ledger(url).append("promote", "wine", 1)
-    execute("UPDATE gauntlet_revision SET version_num = '9999'")
+    execute(url, "UPDATE gauntlet_revision SET version_num = '9999'")
     with pytest.raises(ConfigError, match="newer Gauntlet"):
         Ledger(url).champion("wine")
 

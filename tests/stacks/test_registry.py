@@ -67,7 +67,9 @@ def release(tmp_path: Path) -> Path:
 
 def put(model: str, release: Path, digest: str, loader: registry.Loader) -> int:
     run_id = runs.start_run(model)
-    return registry.register(model, release, digest=digest, run_id=run_id, loader=loader, tags={"why": "test"})
+    return registry.register(
+        model, release, digest=digest, run_id=run_id, loader=loader, tags=lambda _: {"why": "test"}
+    )
 
 
 def test_numbers_rise_and_a_known_digest_keeps_its_number(release: Path, loader: registry.Loader) -> None:
@@ -304,3 +306,6 @@ def test_an_mlflow_server_does_as_well(
     answers = mlflow.pyfunc.load_model("models:/served@champion").predict(pd.DataFrame([{"a": 1}]))
     assert answers["prediction"].tolist() == ["row 1"]
     assert capfd.readouterr().out == ""
+    registry.discard("served", 1, keep=("bento",))
+    assert registry.stored("served", 1) == ("bento",)
+    assert registry.versions("served")[0].digest == "a"

@@ -22,6 +22,7 @@ from stacks.home import clone_dir
 from steps.build import BENTO_FOLDER, bento_file, bento_version
 from steps.evaluate import Evaluation
 from steps.package import Package
+from steps.paired import Paired
 
 SERVICE = """
 from pathlib import Path
@@ -61,6 +62,17 @@ def _template() -> Path:
     with tarfile.open(folder / "template.bento") as archive:
         archive.extractall(folder / "template", filter="data")
     return folder / "template"
+
+
+@lru_cache
+def small_release() -> Path:
+    """A small Release that was really fitted; every version of an arena stores a copy of it."""
+    # Scripts that only decide need none of what this imports.
+    from tests.bentos.samples import write
+
+    folder = Path(tempfile.mkdtemp(prefix="gauntlet-test-release-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return write(folder / "release", "houses", "linear_regression").directory
 
 
 def start_script(folder: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
@@ -115,15 +127,22 @@ def evaluation_of(model: str = "wine", **changes: Any) -> Evaluation:
 
 
 def against(standing: int, old: float, new: float, model: str = "wine", **changes: Any) -> Evaluation:
-    """An evaluation of a challenger (`new`) and the champion (`old`) on 90 rows."""
+    """An evaluation of a challenger (`new`) and the champion (`old`) on 90 rows, the difference known to a tenth."""
     metric = changes.get("metric", "accuracy")
+    gain = new - old if changes.get("greater_is_better", True) else old - new
     compared: dict[str, Any] = {
         "rows": 90,
+        "paired": paired_of(gain, gain - abs(gain) / 10, metric),
         "champion": {metric: old},
         "challenger_compared": {metric: new},
         "challenger": {metric: new},
     }
     return evaluation_of(model, champion_version=standing, **{**compared, **changes})
+
+
+def paired_of(gain: float, low: float, metric: str = "accuracy", p: float | None = 0.01) -> Paired:
+    """The paired difference on 90 rows."""
+    return Paired(metric=metric, estimate=gain, low=low, high=2 * gain - low, mcnemar_p=p, rows=90, resamples=1000)
 
 
 def package_of(version: int, model: str = "wine", **changes: Any) -> Package:
@@ -133,6 +152,8 @@ def package_of(version: int, model: str = "wine", **changes: Any) -> Package:
         "version": version,
         "tag": f"{model}:{bento_version(version)}",
         "bento_uri": "",
+        "release_uri": "",
+        "manifest_sha256": "",
         "size_bytes": 2_000_000,
         "p50_ms": 2.0,
         "p95_ms": 5.0,
@@ -150,8 +171,8 @@ class Arena:
     model: str = field(default_factory=lambda: f"m{uuid.uuid4().hex[:10]}")
     count: int = 0
 
-    def add_versions(self, count: int) -> None:
-        """Register versions, each with a tiny Bento that answers its own number."""
+    def add_versions(self, count: int, release: Path | None = None) -> None:
+        """Register versions, each with the same Release and a tiny Bento that answers its own number."""
         numbers = range(self.count + 1, self.count + count + 1)
         store = registry.client()
         if not self.count:
@@ -160,6 +181,7 @@ class Arena:
             self._build(bento_version(number))
             run = store.create_run(experiment_id="0")
             logged = store.create_logged_model("0", name=self.model, source_run_id=run.info.run_id)
+            store.log_model_artifacts(logged.model_id, str(release or small_release()), registry.RELEASE_PATH)
             store.finalize_logged_model(logged.model_id, "READY")
             created = store.create_model_version(self.model, f"models:/{logged.model_id}", run_id=run.info.run_id)
             assert int(created.version) == number

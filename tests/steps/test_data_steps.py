@@ -24,8 +24,8 @@ def _run(config: Any) -> Any:
     @pipeline
     def data(ingest_part: str, validate_part: str, split_part: str, digest: str) -> None:
         raw, _, _ = ingest(ingest_part, "file", digest)
-        frame, _, _ = validate(validate_part, raw)
-        split(split_part, frame)
+        validate(validate_part, raw)
+        split(split_part, raw, after="validate")
 
     parts = (("seed", "split"), ("seed", "split", "validation", "monitoring"), ("seed", "split", "sample_size"))
     return data(*(parameter(config.part(*keys)) for keys in parts), digest=source_digest(config))

@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bentos.frame import to_frame
+from bentos.explain import Explainer
 from bentos.release import Release, write_release
 from models.config import Layer, ModelConfig, resolve
 from models.errors import DataError
 from stacks import registry, runs
-from steps.evaluate import Evaluation, compare, evaluate_release, permutation_importance, record, unseen
+from steps.compare import compare, unseen
+from steps.evaluate import Evaluation, evaluate_release, record
+from steps.explanations import mean_effects, permutation_importance
 from steps.families import build_pipeline
 from steps.metrics import compute_metrics
 from steps.split import in_test, split_frame
@@ -99,9 +101,8 @@ def test_a_champion_that_cannot_read_the_rows_is_said_not_a_crash(heart: Release
     rows, config = rows_of("heart_disease"), configured("heart_disease")
     champion = released(tmp_path / "r", config, rows.train)
     narrow = rows.test.drop(columns=["thal", "ca"])
-    small = resolve(
-        [Layer("test", {**config.model_dump(mode="json"), "columns": _without(config, "thal", "ca")})]
-    ).config
+    described = config.model_dump(mode="json", exclude={"evaluation"})
+    small = resolve([Layer("test", {**described, "columns": _without(config, "thal", "ca")})]).config
     challenger = released(tmp_path / "c", small, rows.train.drop(columns=["thal", "ca"]))
     judged = evaluate_release(challenger, rows.train.drop(columns=["thal", "ca"]), narrow, 100, champion, 2)
     assert (judged.champion, judged.champion_version, judged.rows) == (None, 2, 0)
@@ -111,24 +112,6 @@ def test_a_champion_that_cannot_read_the_rows_is_said_not_a_crash(heart: Release
 
 def _without(config: ModelConfig, *names: str) -> dict[str, Any]:
     return {n: c.model_dump(mode="json", exclude_defaults=True) for n, c in config.columns.items() if n not in names}
-
-
-def test_values_that_the_champion_reads_as_missing_are_noted(tmp_path: Path) -> None:
-    frame = noise(80)[1]
-    number, word = (
-        toy({"a": {"type": "number", "missing": 1.0}}),
-        toy({"a": {"type": "category"}, "b": {"type": "number"}}),
-    )
-    frame["b"] = np.arange(80.0)
-    champion = released(tmp_path / "r", number, frame)
-    said = to_frame(frame.assign(a=["wide" if row % 4 else "3" for row in range(80)]), word.columns).frame
-    rows = said.assign(y=frame["y"])
-    challenger = released(tmp_path / "c", word, rows)
-    always = [unseen(challenger, rows) & unseen(champion, rows)]
-    assert always[0].any()
-    compared = compare(word, challenger, champion, "v3", rows)
-    assert compared.champion is not None
-    assert any("v3 reads" in note and "'a' as missing: no number" in note for note in compared.notes)
 
 
 def test_a_champion_with_other_classes_is_scored_by_label(tmp_path: Path) -> None:
@@ -190,11 +173,25 @@ def test_importance_finds_the_column_that_matters_and_repeats(tmp_path: Path) ->
     assert permutation_importance(other, frame)["a"] > 0.3
 
 
-CLASSES = {"confusion_matrix.png", "roc.png"}
+def test_mean_effects_are_those_of_the_served_explanations(tmp_path: Path) -> None:
+    config, frame = driven()
+    release = released(tmp_path / "r", config, frame)
+    explainer = Explainer.of(release)
+    effects = mean_effects(release, explainer, frame)
+    assert list(effects) == ["a", "b"]
+    assert effects["a"] > 5 * effects["b"]
+    told = explainer.explain(frame, release.answer(frame), 2)
+    of_a = [part.effect for one in told for part in one.contributions if part.column == "a"]
+    assert effects["a"] == pytest.approx(np.abs(of_a).mean())
+
+
+CLASSES = {"confusion_matrix.png", "roc.png", "precision_recall.png", "calibration.png"}
+RESIDUALS = {"residuals.png", "residual_spread.png"}
 
 
 @pytest.mark.parametrize(
-    ("model", "plots"), [("heart_disease", CLASSES), ("wine", CLASSES), ("houses", {"residuals.png"})]
+    ("model", "plots"),
+    [("heart_disease", CLASSES | {"slices.png", "fairness.png"}), ("wine", CLASSES), ("houses", RESIDUALS)],
 )
 def test_figures_and_plots_go_to_the_run(model: str, plots: set[str], tmp_path: Path) -> None:
     config, rows = configured(model), rows_of(model)
@@ -205,9 +202,13 @@ def test_figures_and_plots_go_to_the_run(model: str, plots: set[str], tmp_path: 
     run = store.get_run(judged.mlflow_run_id)
     assert run.data.metrics[f"test_{config.metric}"] == judged.challenger[config.metric]
     assert {f"test_{config.metric}_dummy", f"test_{config.metric}_linear", "quality_score"} <= set(run.data.metrics)
+    for name, ends in judged.intervals.items():
+        logged = (run.data.metrics[f"test_{name}_low"], run.data.metrics[f"test_{name}_high"])
+        assert logged == (ends.low, ends.high)
     files = {Path(entry.path).name: entry for entry in store.list_artifacts(judged.mlflow_run_id, "evaluation")}
-    assert set(files) == plots | {"importance.png", "importance.json", "evaluation.json"}
-    for name in plots:
+    told_of_columns = {"importance.png", "importance.json", "effects.png", "effects.json", "dependence"}
+    assert set(files) == plots | told_of_columns | {"evaluation.json", "facts.json", "holdout.npz"}
+    for name in (*plots, "effects.png"):
         picture = Path(store.download_artifacts(judged.mlflow_run_id, f"evaluation/{name}", str(tmp_path)))
         assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 5_000
     told = json.loads(

@@ -27,6 +27,19 @@ def answers(rng: np.random.Generator, rows: int, classes: int) -> tuple[Any, Any
     return truth, probabilities
 
 
+def plain_ece(truth: Any, probabilities: Any) -> float:
+    """Bin by bin, as the papers write it."""
+    two = probabilities.shape[1] == 2
+    said = probabilities[:, 1] if two else probabilities.max(axis=1)
+    happened = truth == (1 if two else probabilities.argmax(axis=1))
+    error = 0.0
+    for number in range(15):
+        inside = (said > number / 15) & (said <= (number + 1) / 15)
+        if inside.any():
+            error += inside.mean() * abs(said[inside].mean() - happened[inside].mean())
+    return error
+
+
 @pytest.mark.parametrize("classes", [2, 3, 7])
 def test_figures_are_those_of_scikit_learn(classes: int) -> None:
     truth, probabilities = answers(np.random.default_rng(classes), 200, classes)
@@ -38,12 +51,14 @@ def test_figures_are_those_of_scikit_learn(classes: int) -> None:
         "f1_weighted": sk.f1_score(truth, said, average="weighted"),
         "log_loss": sk.log_loss(truth, probabilities),
         "brier": sk.brier_score_loss(truth, probabilities[:, 1] if classes == 2 else probabilities),
+        "ece": plain_ece(truth, probabilities),
     }
     if classes == 2:
         expected["roc_auc"] = sk.roc_auc_score(truth, probabilities[:, 1])
         expected["pr_auc"] = sk.average_precision_score(truth, probabilities[:, 1])
     else:
         expected["roc_auc"] = sk.roc_auc_score(truth, probabilities, multi_class="ovr")
+        expected["pr_auc_macro"] = sk.average_precision_score(np.eye(classes)[truth], probabilities, average="macro")
     figures = classification_metrics(truth, probabilities)
     assert figures == pytest.approx(expected, rel=1e-12)
     assert {name: figure(name, truth, probabilities) for name in figures} == figures
@@ -68,9 +83,9 @@ def test_the_same_rows_in_any_order_of_labels_are_scored_by_label() -> None:
     probabilities = np.tile(np.eye(3), (4, 1))
     perfect = compute_metrics(config, labels, truth, Answers(truth, probabilities))
     assert {name for name, value in perfect.items() if value == 1.0} == {
-        "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "roc_auc"
+        "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "roc_auc", "pr_auc_macro"
     }  # fmt: skip
-    assert (perfect["log_loss"], perfect["brier"]) == (0.0, 0.0)
+    assert (perfect["log_loss"], perfect["brier"], perfect["ece"]) == (0.0, 0.0, 0.0)
 
 
 def test_a_class_that_the_model_does_not_know_counts_as_missed() -> None:
@@ -112,6 +127,9 @@ def test_directions_and_names() -> None:
     assert (best_value("accuracy"), best_value("log_loss"), best_value("r2"), best_value("rmse")) == (1, 0, 1, 0)
     assert is_better("rmse", 1.0, 2.0) and not is_better("accuracy", 0.5, 0.5)
     assert "pr_auc" not in metric_names(configured("wine"), ("a", "b", "c"))
+    assert "pr_auc_macro" in metric_names(configured("wine"), ("a", "b", "c"))
+    assert "pr_auc_macro" not in metric_names(configured("wine"), ("a", "b"))
+    assert (best_value("ece"), greater_is_better("ece")) == (0, False)
     with pytest.raises(ConfigError, match=r"'pr_auc' is no figure of a classification with 3 classes \(there is: accu"):
         require_metric(configured("wine", metric="pr_auc"), ("a", "b", "c"))
     with pytest.raises(ConfigError, match="'accuracy' is no figure of a regression"):

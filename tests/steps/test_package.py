@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -75,17 +76,44 @@ def test_a_bento_holds_the_service_the_release_and_nothing_else(bento: Path, win
     files = {path.relative_to(unpacked / "src").as_posix() for path in (unpacked / "src").rglob("*") if path.is_file()}
     assert {name.partition("/")[0] for name in files} == {"bentos", "models", "stacks", "release", "bentofile.yaml"}
     stacks = {name.removeprefix("stacks/") for name in files if name.startswith("stacks/")}
-    assert stacks == {"__init__.py", "home.py", "keys.py", "ledger.py", "logs.py"}
+    stacks = {name for name in stacks if not name.startswith("migrations/")}
+    data = {"alerts.py", "audit.py", "findings.py", "keys.py", "ledger.py", "lifecycle.py"}
+    assert stacks == {"__init__.py", "home.py", "logs.py"} | data
     assert {name for name in files if name.startswith("models/")} == {
         "models/__init__.py",
         "models/config.py",
         "models/errors.py",
+        "models/judgement.py",
+        "models/monitoring.py",
+        "models/section.py",
     }
     assert Release.open(unpacked / "src/release").digest == wine.digest
     info = (unpacked / "bento.yaml").read_text()
     assert f"release_digest: {wine.digest}" in info
     assert "metric: accuracy=0.91" in info
     assert "version: '000007'" in info
+
+
+def test_a_bento_s_code_makes_the_tables_of_a_new_database(bento: Path, tmp_path: Path) -> None:
+    script = """
+import asyncio, sys, time
+from bentos.outcomes import OutcomeItem, record
+from bentos.prediction_log import PredictionLog, Record, new_id
+
+async def log(url, now):
+    prediction = Record(new_id(now), now, "wine", 7, "champion", None, None, None, b'{"inputs": {}, "answer": {}}')
+    await PredictionLog(url).write(prediction)
+    return prediction.id
+
+identity = asyncio.run(log(sys.argv[1], time.time()))
+report = record(sys.argv[1], [OutcomeItem(prediction_id=identity, outcome="a")], time.time())
+print(report.recorded, sys.modules["bentos"].__file__)
+"""
+    source = unpack(bento, tmp_path / "bento") / "src"
+    environment = {**os.environ, "PYTHONPATH": str(source), "GAUNTLET_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-P", "-c", script, f"sqlite:///{tmp_path / 'new.db'}"]
+    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", str(source / "bentos/__init__.py")]
 
 
 def test_a_bento_names_no_index_and_no_place_of_this_machine(bento: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from stacks import registry
 from stacks.ledger import Ledger, open_ledger
 from steps import promote as module
 from steps.build import bento_version
-from steps.deploy import publish, store_dir
+from steps.deploy import publish, stage, store_dir
+from steps.doctor import check_retired
 from steps.promote import decide, repair, rollback
 from tests.steps.arena import Arena, against, config_of, evaluation_of, package_of, say, start_script
 
@@ -77,16 +79,16 @@ def test_a_promotion_is_in_ledger_aliases_tags_and_evidence(arena: Arena, tmp_pa
     assert json.loads(evidence.read_text()) == json.loads(verdict.model_dump_json())
 
 
-def test_losers_keep_their_evidence_and_are_archived(arena: Arena, tmp_path: Path) -> None:
+def test_losers_keep_their_evidence_and_their_state(arena: Arena, tmp_path: Path) -> None:
     _crown(arena, 1)
     kept = _decide(arena, 2, against(1, 0.9, 0.9, arena.model))
     rejected = _decide(arena, 3, against(1, 0.9, 0.1, arena.model))
     assert (kept.decision, rejected.decision) == ("kept", "rejected")
     publish(arena.model)
     _assert_agreed(arena, 1, None)
-    for number, word, sequence in [(2, "kept", 2), (3, "rejected", 3)]:
+    for number, word, sequence, state in [(2, "kept", 2, "validation"), (3, "rejected", 3, "development")]:
         tags = registry.version(arena.model, number).tags
-        assert tags["gauntlet.state"] == "archived"
+        assert tags["gauntlet.state"] == state
         assert tags["gauntlet.reason"].startswith(word)
         path = f"evidence/verdict-{sequence:06d}.json"
         evidence = json.loads(registry.fetch_file(arena.model, number, path, tmp_path).read_text())
@@ -169,18 +171,98 @@ def test_of_two_promotions_at_once_one_wins(arena: Arena) -> None:
     assert open_ledger().verify() == []
 
 
-# Each line it reads is done by a forked child, which kills itself right before its n-th write of any kind.
+# Lives through all rounds: for each line it reads it decides on one version, as a run does, and says what came of it.
+DECIDER = """
+import json, sys
+from steps.deploy import publish
+from steps.promote import decide
+from tests.steps.arena import against, config_of, package_of
+
+print("ready", flush=True)
+for line in sys.stdin:
+    model, version, champion = json.loads(line)
+    verdict = decide(config_of(model), against(champion, 0.5, 0.9, model), package_of(version, model))
+    publish(model)
+    print("decided", verdict.decision, flush=True)
+"""
+RACERS, ROUNDS = 8, 50
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(1_700)
+def test_of_eight_processes_one_wins_each_of_fifty_rounds(
+    url: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proof: Callable[[str, object, str], None]
+) -> None:
+    """Real decisions on the real MLflow store and the real BentoML store: all judged against the same champion.
+
+    Who comes second was compared with a champion that is none any more: it waits for a person, until the next one does.
+    """
+    monkeypatch.setenv("GAUNTLET_DATABASE", url)
+    arena = Arena(tmp_path, dict(os.environ))
+    arena.add_versions(1 + 2 * RACERS)
+    _crown(arena, 1)
+    with ExitStack() as stack:
+        processes = [start_script(arena.folder, DECIDER) for _ in range(RACERS)]
+        for process in processes:
+            stack.callback(process.communicate, timeout=60)
+        champion, met, earlier = 1, 0, list[int]()
+        for number in range(ROUNDS):
+            # Two teams take turns, so that the champion is never among the challengers.
+            first = 2 + number % 2 * RACERS
+            challengers = list(range(first, first + RACERS))
+            sequence = open_ledger().tip(arena.model)
+            for process, challenger in zip(processes, challengers, strict=True):
+                say(process, json.dumps([arena.model, challenger, champion]))
+            decisions = [_told(process) for process in processes]
+            assert sorted(decisions) == ["pending"] * (RACERS - 1) + ["promoted"], number
+            winner, former = challengers[decisions.index("promoted")], champion
+            champion = winner
+            written = [entry for entry in open_ledger().history(arena.model) if entry.sequence > sequence]
+            judged = [entry for entry in written if entry.action != "reject"]
+            assert [entry.action for entry in judged] == ["promote"] + ["pending"] * (RACERS - 1)
+            assert {entry.version for entry in judged} == set(challengers)
+            stands = open_ledger().standing(arena.model)
+            refused = [entry.version for entry in written if entry.action == "reject"]
+            assert stands.waiting == (judged[-1].version,), "one waits at a time: the newest"
+            assert sorted(refused) == sorted(earlier + [entry.version for entry in judged[1:-1]]), "each one once"
+            earlier = list(stands.waiting)
+            assert (stands.champion, stands.previous) == (winner, former)
+            wanted = {"champion": winner, "production": winner, "previous": former, "challenger": stands.challenger}
+            assert registry.aliases(arena.model) == wanted
+            assert _latest(arena) == bento_version(winner)
+            assert repair(arena.model) == ()
+            met += int(winner != challengers[0])
+    assert open_ledger().verify() == []
+    assert met > 0, "the first process always won: the race was none"
+    engine = "PostgreSQL" if url.startswith("postgresql") else "SQLite"
+    line = f"Eight processes that live through all rounds promote different challengers at once (ledger on {engine})"
+    counted = f"{ROUNDS} winners, one waits at a time; chain intact, aliases and `latest` equal to the ledger"
+    proof(line, f"{RACERS} x {ROUNDS}", counted)
+
+
+def _told(process: Any) -> str:
+    """The decision, past what ZenML says of its own on standard output."""
+    for line in process.stdout:
+        if line.startswith("decided "):
+            return str(line.split()[1])
+    raise AssertionError("a process ended in the middle of a round")
+
+
+# Each line it reads is done by a forked child, which kills itself right before its n-th write of any kind. The process
+# that forks has nothing but imported: SQLite's locks and its shared memory do not survive a fork.
 MORTAL = """
 import json, os, signal, sys
 from pathlib import Path
 from mlflow import MlflowClient
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from stacks.ledger import Ledger
 from steps.deploy import publish
 from steps.promote import decide, rollback
+from steps.retire import retire
 from tests.steps.arena import against, config_of, package_of
 import alembic.command, mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store
 
-WRITES = [(Ledger, "append"), (Path, "rename"), (Path, "replace")] + [
+WRITES = [(Ledger, "append"), (Path, "rename"), (Path, "replace"), (LocalArtifactRepository, "delete_artifacts")] + [
     (MlflowClient, name)
     for name in (
         "set_registered_model_alias",
@@ -206,12 +288,18 @@ def work(model, action, version, champion):
     if action == "promote":
         decide(config_of(model), against(champion, 0.5, 0.9, model), package_of(version, model))
         publish(model)
+    elif action == "retire":
+        retire(model, version)
     else:
         rollback(model, version)
+
+def open_files():
+    return [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
 
 print("ready", flush=True)
 for line in sys.stdin:
     nth, *task = json.loads(line)
+    assert not [name for name in open_files() if ".db" in name], "a database is open: it would not survive the fork"
     child = os.fork()
     if child == 0:
         code = 1
@@ -277,6 +365,37 @@ def test_a_rollback_killed_before_any_write_is_repaired(arena: Arena, mortal: Ca
             break
     assert nth > 5, "too few writes were seen for this to have been a rollback"
     assert took_effect == nth - 1
+
+
+def test_a_retirement_killed_before_any_write_is_repaired(arena: Arena, mortal: Callable[..., int]) -> None:
+    _crown(arena, 1)
+    arena.add_versions(12)
+    nth, took_effect = 0, 0
+    while True:
+        nth += 1
+        doomed = nth + 1
+        assert doomed <= arena.count, "a retirement has more writes than there are versions to try it with"
+        _decide(arena, doomed, against(1, 0.9, 0.9, arena.model))
+        stage(arena.model, doomed)
+        publish(arena.model)
+        code = mortal(nth, "retire", doomed, 1)
+        assert code in (0, -signal.SIGKILL)
+        took = open_ledger().state(arena.model, doomed) == "retired"
+        if code and took:
+            took_effect += 1
+            (leftover,) = (finding for finding in check_retired() if arena.model in finding.said)
+            assert not leftover.ok, leftover.said
+            said = " ".join(repair())
+            assert f"{arena.model} v{doomed}: retired, its evidence archived" in said
+        _assert_agreed(arena, 1, None)
+        bento = store_dir() / arena.model / bento_version(doomed)
+        assert bento.exists() != took
+        kept = {"archive", "evidence"} if took else {"artifacts", "bento", "evidence"}
+        assert set(registry.stored(arena.model, doomed)) == kept
+        if code == 0:
+            break
+    assert nth > 6, "too few writes were seen for this to have been a retirement"
+    assert took_effect == nth - 2, "all but the kill before the ledger's entry must have taken effect"
 
 
 def test_repair_brings_back_what_somebody_changed(arena: Arena) -> None:

@@ -15,6 +15,7 @@ from models.config import Layer, ModelConfig, load_model, read_yaml, resolve
 from models.errors import DataError
 from steps.draft import draft_model
 from steps.evaluate import draw, evaluate_release
+from steps.explanations import draw_explanations, explain
 from steps.ingest import ingest_frame
 from steps.split import Split, split_frame
 from steps.train import train_release
@@ -74,6 +75,7 @@ def test_demand_for_bikes_is_learnt_from_the_past_and_judged_by_the_newest_days(
     assert figures["rmse"] < 0.7 * judged.linear < judged.linear < judged.dummy, "riders of 2012 are more than of 2011"
     assert figures["mae"] < figures["rmse"] and 0.5 < figures["r2"] < 0.95
     draw(release, parts.test, tmp_path)
+    draw_explanations(explain(release, parts.test), release, tmp_path)
     assert (tmp_path / "residuals.png").stat().st_size > 5_000 and (tmp_path / "importance.png").is_file()
 
 

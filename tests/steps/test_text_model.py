@@ -14,7 +14,7 @@ from bentos.release import Answers, Release, write_release
 from models.config import Family, ModelConfig, Serving
 from models.errors import ConfigError, DataError
 from stacks import registry, runs
-from steps.evaluate import permutation_importance
+from steps.explanations import permutation_importance
 from steps.families import build_pipeline
 from steps.ingest import ingest_frame
 from steps.metrics import compute_metrics, metric_names, require_metric

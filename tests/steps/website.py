@@ -13,6 +13,7 @@ class Asked:
 
     path: str
     headers: dict[str, str]
+    body: bytes = b""
 
 
 @dataclass
@@ -51,7 +52,7 @@ def website(respond: Callable[[Asked], Answer]) -> Iterator[Website]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            asked = Asked(self.path, {name.lower(): value for name, value in self.headers.items()})
+            asked = Asked(self.path, {name.lower(): value for name, value in self.headers.items()}, self._body())
             site.asked.append(asked)
             answer = site.respond(asked)
             self.send_response(answer.status)
@@ -60,6 +61,11 @@ def website(respond: Callable[[Asked], Answer]) -> Iterator[Website]:
             self.end_headers()
             self.wfile.write(answer.body if answer.cut is None else answer.body[: answer.cut])
             self.close_connection = answer.cut is not None
+
+        do_POST = do_GET
+
+        def _body(self) -> bytes:
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
         def log_message(self, format: str, *args: object) -> None:
             pass

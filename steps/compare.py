@@ -1,0 +1,238 @@
+"""Comparing: champion and challenger on the same raw rows, none of which either was trained on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bentos.frame import to_frame
+from bentos.release import Answers, Release
+from models.config import ModelConfig
+from models.errors import DataError, GauntletError
+from steps.metrics import compute_metrics
+from steps.paired import Paired, paired_difference
+from steps.split import hashed_columns, in_test
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Champion and challenger on the same rows; without figures where that cannot be, and why.
+
+    Attributes:
+        rows: How many rows were compared.
+        champion: The champion's figures on them.
+        challenger: The challenger's.
+        paired: By how much the challenger is better.
+        notes: What a reader of the figures has to know.
+    """
+
+    rows: int
+    champion: dict[str, float] | None
+    challenger: dict[str, float] | None
+    paired: Paired | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Rows as the champion reads them.
+
+    Attributes:
+        frame: All rows, its own columns typed by its own configuration.
+        whole: Shape (n,) of bool: rows of which it can read every value.
+        unread: What it cannot read, in words.
+    """
+
+    frame: pd.DataFrame
+    whole: Array
+    unread: tuple[str, ...]
+
+
+def compare(config: ModelConfig, challenger: Release, champion: Release, name: str, test: pd.DataFrame) -> Comparison:
+    """Put champion and challenger on the same raw rows, none of which either was trained on.
+
+    Each types and prepares the rows by its own configuration. Of rows that the champion cannot read all,
+    `promotion.min_rows` are needed. A champion that has another target, cannot read the rows or fails on them is no
+    error: the notes say why there are no figures.
+
+    Args:
+        config: The challenger's configuration: its metric is the one that counts.
+        challenger: The new Release.
+        champion: The present one.
+        name: What the notes call the champion.
+        test: Typed test rows of the challenger, with the target.
+    """
+    if other := _other_target(config, champion.config):
+        return _no_figures(f"{name} cannot be compared: {other}")
+    try:
+        return _compared(config, challenger, champion, name, test)
+    except DataError as error:
+        return _no_figures(f"{name} cannot be compared: {error}")
+
+
+def contest(
+    config: ModelConfig, labels: Sequence[str], truth: Array, champion: Answers, challenger: Answers
+) -> Comparison:
+    """Compare two models' answers to the same rows.
+
+    Args:
+        config: The challenger's configuration.
+        labels: Classes of both, in the order of the probabilities' columns; empty for regression.
+        truth: Shape (n,): labels, or numbers for regression.
+        champion: Its answers to the n rows.
+        challenger: Its answers to the same.
+
+    Raises:
+        DataError: The rows do not allow the model's metric, or its interval.
+    """
+    return Comparison(
+        len(truth),
+        compute_metrics(config, labels, truth, champion),
+        compute_metrics(config, labels, truth, challenger),
+        paired_difference(config, labels, truth, champion, challenger),
+    )
+
+
+def rescored(config: ModelConfig, champion: Release, previous: Release, name: str, rows: pd.DataFrame) -> Comparison:
+    """Put a champion and the one before it on the same labelled rows that were served: neither was trained on them.
+
+    The one before takes the challenger's place: a positive difference is in its favour. What it cannot read all, or
+    knows other classes of, gives no figures; the notes say why.
+
+    Args:
+        config: The model's configuration: its metric is the one that counts.
+        champion: The present Release.
+        previous: The one before it.
+        name: What the notes call it.
+        rows: Rows typed for the champion, with the target.
+    """
+    if other := _other_target(champion.config, previous.config):
+        return _no_figures(f"{name} cannot be compared: {other}")
+    if previous.schema.labels != champion.schema.labels:
+        return _no_figures(f"{name} knows the classes {', '.join(previous.schema.labels)[:200]}")
+    try:
+        read = _read_by(previous, rows)
+        if not read.whole.all():
+            return _no_figures(f"{name} cannot read {int((~read.whole).sum())} of {len(rows)} rows", *read.unread)
+        truth = rows[champion.config.target.column].to_numpy()
+        answers = (_answered_by(release, frame) for release, frame in ((champion, rows), (previous, read.frame)))
+        return contest(config, champion.schema.labels, truth, *answers)
+    except DataError as error:
+        return _no_figures(f"{name} cannot be compared: {error}")
+
+
+def unseen(release: Release, frame: pd.DataFrame) -> Array:
+    """Which rows a Release cannot have been trained on.
+
+    By content or entity that is a property of the row; by time, whatever is newer than its newest training row.
+
+    Returns:
+        Shape (n,) of bool.
+
+    Raises:
+        DataError: The column that decides is absent or has missing values.
+    """
+    split = release.config.split
+    if split.by != "time" or split.column is None:
+        return np.asarray(in_test(release.config, frame), dtype=bool)
+    if split.column not in frame.columns:
+        raise DataError(f"the rows have no column '{split.column}', by which its training rows were chosen")
+    newest = release.reference_summary["columns"][split.column]["quantiles"]["1"]
+    moments = frame[split.column]
+    return np.asarray(moments > (pd.Timestamp(newest) if moments.dtype.kind == "M" else newest), dtype=bool)
+
+
+def _compared(config: ModelConfig, challenger: Release, champion: Release, name: str, test: pd.DataFrame) -> Comparison:
+    rows = test[unseen(challenger, test)]
+    read = _read_by(champion, rows)
+    new = read.whole.copy()
+    new[read.whole] = unseen(champion, read.frame[read.whole])
+    left, least = int(new.sum()), config.promotion.min_rows
+    notes = _notes(config, champion, name, read, left)
+    if read.whole.all() and not left:
+        return _no_figures(f"{name} was trained on all {len(rows)} test rows")
+    if not read.whole.all() and left < least:
+        return _no_figures(*notes, f"{left} rows are left to compare on, at least {least} are asked")
+    theirs, ours = _answered_by(champion, read.frame[new]), challenger.answer(rows[new])
+    labels = challenger.schema.labels
+    if (known := champion.schema.labels) != labels:
+        notes.append(f"{name} knows the classes {', '.join(known)[:200]}")
+        both = tuple(dict.fromkeys((*labels, *known)))
+        theirs, ours, labels = _aligned(both, known, theirs), _aligned(both, labels, ours), both
+    truth = rows[new][config.target.column].to_numpy()
+    return replace(contest(config, labels, truth, theirs, ours), notes=tuple(notes))
+
+
+def _no_figures(*notes: str) -> Comparison:
+    return Comparison(0, None, None, notes=notes)
+
+
+def _other_target(config: ModelConfig, theirs: ModelConfig) -> str:
+    """What the champion predicts otherwise than the challenger, in words; empty when nothing."""
+    if theirs.task != config.task:
+        return f"it does {theirs.task}, the challenger {config.task}"
+    if theirs.target.column != config.target.column:
+        return f"its target is '{theirs.target.column}', the challenger's is '{config.target.column}'"
+    different = [key for key in ("labels", "map") if getattr(theirs.target, key) != getattr(config.target, key)]
+    return f"its target.{different[0]} is another one" if different else ""
+
+
+def _read_by(champion: Release, rows: pd.DataFrame) -> _Reading:
+    """Type rows that were typed for the challenger again, by the champion's own configuration.
+
+    Raises:
+        DataError: A column that it reads is absent.
+    """
+    config = champion.config
+    absent = [column for column in champion.schema.inputs if column not in rows.columns]
+    if absent:
+        raise DataError(f"the rows lack {len(absent)} columns that it reads: {', '.join(absent[:5])}")
+    split_by = [config.split.column] if config.split.column else hashed_columns(config)
+    needed = {*champion.schema.inputs, *split_by}
+    columns = {name: config.columns[name] for name in config.columns if name in needed and name in rows.columns}
+    typed = to_frame(rows, columns)
+    whole = np.ones(len(rows), dtype=bool)
+    for problem in typed.problems:
+        whole[list(problem.rows)] = False
+    said = tuple(f"'{problem.column}' holds {problem.reason} in {problem.count}" for problem in typed.problems[:5])
+    return _Reading(rows.assign(**{name: typed.frame[name] for name in columns}), whole, said)
+
+
+def _notes(config: ModelConfig, champion: Release, name: str, read: _Reading, left: int) -> list[str]:
+    rows, readable = len(read.whole), int(read.whole.sum())
+    notes = []
+    if readable < rows:
+        notes.append(f"{name} cannot read {rows - readable} of {rows} test rows: {'; '.join(read.unread)}")
+    if left < readable:
+        of = "test rows" if readable == rows else "test rows that it can read"
+        notes.append(f"{name} was trained on {readable - left} of {readable} {of}")
+    if champion.config.metric != config.metric:
+        notes.append(f"{name} was made for {champion.config.metric}; both are judged by {config.metric}")
+    return notes
+
+
+def _answered_by(champion: Release, rows: pd.DataFrame) -> Answers:
+    """The champion's answers.
+
+    Raises:
+        DataError: It fails on these rows, for whatever reason.
+    """
+    try:
+        return champion.answer(rows)
+    except GauntletError as error:
+        raise DataError(f"it fails on the {len(rows)} rows: {error}") from error
+    except Exception as error:  # a fitted pipeline of any library; its text may hold a value of a row
+        raise DataError(f"it fails on the {len(rows)} rows with {type(error).__name__}") from error
+
+
+def _aligned(labels: Sequence[str], own: Sequence[str], answers: Answers) -> Answers:
+    """Answers of a model that knows the classes `own`, with a column of probabilities for each of `labels`."""
+    if answers.probabilities is None or tuple(own) == tuple(labels):
+        return answers
+    wide = np.zeros((len(answers.values), len(labels)))
+    wide[:, [labels.index(label) for label in own]] = answers.probabilities
+    return replace(answers, probabilities=wide)

@@ -1,0 +1,189 @@
+"""Figures of many resamples at once: made of how often each row comes, what `steps.metrics` makes of rows."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from steps.bootstrap import Cells, Grouping, cells
+from steps.metrics import ECE_BINS, calibration_gaps, row_losses
+
+Array = np.ndarray[Any, Any]
+
+AREAS = ("roc_auc", "pr_auc", "pr_auc_macro")
+BY_CLASS = ("precision", "recall", "f1", "roc_auc", "pr_auc")
+
+
+@dataclass(frozen=True)
+class Classified:
+    """A classifier's answers, in cells of rows that are alike.
+
+    Attributes:
+        cells: Which rows are counted together; their truth, prediction and calibration bin are the same.
+        truth: Shape (c,): codes 0..k-1, k for a class that the model does not know.
+        predicted: Shape (c,): codes 0..k-1.
+        scores: Shape (c, k): mean probabilities.
+        bins: Shape (c,): calibration bins.
+        losses: Shape (c, 3): mean log loss, squared error and calibration gap.
+        told: Shape (c,) of bool: whether the model does not abstain; None where it never does.
+    """
+
+    cells: Cells
+    truth: Array
+    predicted: Array
+    scores: Array
+    bins: Array
+    losses: Array
+    told: Array | None
+
+    def figures(self, counts: Array) -> dict[str, Array]:
+        """Every figure of a classifier, of the whole and, as `<figure>:<code>`, of each class.
+
+        Args:
+            counts: Shape (r, c): how often each cell's rows come.
+
+        Returns:
+            Figure to shape (r,), NaN where the counts do not allow it.
+        """
+        return self.sum_figures(counts) | self.area_figures(counts)
+
+    def sum_figures(self, counts: Array) -> dict[str, Array]:
+        """Those that are made of sums over rows; as `figures`."""
+        rows, classes = counts.sum(axis=1), self.scores.shape[1]
+        summed = counts @ self._sums
+        actual, said, hits = np.split(summed[:, : 3 * (classes + 1)], 3, axis=1)
+        rest = summed[:, 3 * (classes + 1) :]
+        recall, f1 = _share(hits, actual), _share(2 * hits, actual + said)
+        figures = {
+            "accuracy": hits.sum(axis=1) / rows,
+            "balanced_accuracy": _mean(recall),
+            "f1_macro": _mean(f1),
+            "f1_weighted": (np.nan_to_num(f1) * actual).sum(axis=1) / rows,
+            "log_loss": rest[:, 0] / rows,
+            "brier": rest[:, 1] / rows,
+            "ece": np.abs(rest[:, 2 : 2 + ECE_BINS]).sum(axis=1) / rows,
+        }
+        if self.told is not None:
+            figures |= {"answered": rest[:, -2] / rows, "accuracy_answered": _share(rest[:, -1], rest[:, -2])}
+        # What was never said is said with precision 0, as scikit-learn has it.
+        by_class = (np.nan_to_num(_share(hits, said)), recall, np.where(actual > 0, f1, np.nan))
+        for name, values in zip(BY_CLASS, by_class, strict=False):
+            figures |= {f"{name}:{code}": values[:, code] for code in range(classes)}
+        return figures
+
+    def area_figures(self, counts: Array) -> dict[str, Array]:
+        """Areas under curves, which need the rows in the order of their scores; as `figures`."""
+        classes = self.scores.shape[1]
+        roc, precision = np.array([self._areas(code, counts) for code in range(classes)]).transpose(1, 2, 0)
+        if classes == 2:
+            figures = {"roc_auc": roc[:, 1], "pr_auc": precision[:, 1]}
+        else:
+            figures = {"roc_auc": _mean(roc), "pr_auc_macro": _mean(precision)}
+        for name, values in (("roc_auc", roc), ("pr_auc", precision)):
+            figures |= {f"{name}:{code}": values[:, code] for code in range(classes)}
+        return figures
+
+    def _areas(self, code: int, counts: Array) -> tuple[Array, Array]:
+        """ROC-AUC and PR-AUC (average precision) of a class against the rest, both of shape (r,)."""
+        order, ends = self._orders[code]
+        drawn = counts[:, order]
+        below, hits = np.cumsum(drawn, axis=1), np.cumsum(drawn * (self.truth[order] == code), axis=1)
+        below, hits = below[:, ends], hits[:, ends]
+        each, positive = np.diff(below, prepend=0.0), np.diff(hits, prepend=0.0)
+        rows, positives = below[:, -1], hits[:, -1]
+        # Of two rows with one score, either may come first: they count a half.
+        before = np.sum(positive * (below - hits - (each - positive) / 2), axis=1)
+        area = _share(before, positives * (rows - positives))
+        at_least, found = rows[:, None] - below + each, positives[:, None] - hits + positive
+        return area, _share(np.sum(positive * found / np.maximum(at_least, 1), axis=1), positives)
+
+    @cached_property
+    def _sums(self) -> Array:
+        """Shape (c, m): what is added up: rows of a class, said to be, and both; losses; gaps by bin; abstentions."""
+        known = np.arange(self.scores.shape[1] + 1)
+        right, said = self.truth == self.predicted, self.predicted[:, None] == known
+        columns = [self.truth[:, None] == known, said, said & right[:, None], self.losses[:, :2]]
+        columns += [self.losses[:, 2:] * (self.bins[:, None] == np.arange(ECE_BINS))]
+        if self.told is not None:
+            columns += [self.told[:, None], (self.told & right)[:, None]]
+        return np.hstack(columns).astype(np.float64)
+
+    @cached_property
+    def _orders(self) -> list[tuple[Array, Array]]:
+        """By class: cells in the order of its score, and where in that order each run of equal scores ends."""
+        orders = [np.argsort(column, kind="stable") for column in self.scores.T]
+        return [
+            (order, np.flatnonzero(np.diff(column[order], append=np.inf)))
+            for order, column in zip(orders, self.scores.T, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """A regression's answers, in cells of rows that are alike.
+
+    Attributes:
+        cells: Which rows are counted together.
+        sums: Shape (c, 4): mean absolute error, squared error, truth less its mean, and the square of that.
+    """
+
+    cells: Cells
+    sums: Array
+
+    def figures(self, counts: Array) -> dict[str, Array]:
+        """`mae`, `rmse` and `r2`, each of shape (r,), of counts of shape (r, c); NaN where the truth is constant."""
+        rows = counts.sum(axis=1)
+        absolute, squared, centred, spread = (counts @ self.sums).T
+        around = spread - centred**2 / rows
+        constant = around <= 1e-12 * np.maximum(spread, np.finfo(np.float64).tiny)
+        r2 = 1 - squared / np.where(constant, np.nan, around)
+        return {"mae": absolute / rows, "rmse": np.sqrt(squared / rows), "r2": r2}
+
+
+def classified(
+    truth: Array, predicted: Array, probabilities: Array, told: Array | None = None, group: Grouping = cells
+) -> Classified:
+    """Prepare a classifier's answers.
+
+    Args:
+        truth: Shape (n,): codes 0..k-1; -1 for a class that the model does not know.
+        predicted: Shape (n,): codes.
+        probabilities: Shape (n, k), rows that sum to 1.
+        told: Shape (n,) of bool: rows for which the model does not abstain; None where it never does.
+        group: Which rows are counted together.
+    """
+    classes = probabilities.shape[1]
+    bins, gaps = calibration_gaps(truth, probabilities)
+    strata = ((truth + 1) * classes + predicted) * ECE_BINS + bins
+    if told is not None:
+        strata = 2 * strata + told
+    grouped = group(strata, probabilities[:, 1:] if classes == 2 else probabilities)
+    first = grouped.first
+    return Classified(
+        grouped,
+        truth=np.where(truth < 0, classes, truth)[first],
+        predicted=predicted[first],
+        scores=grouped.mean(probabilities),
+        bins=bins[first],
+        losses=grouped.mean(np.stack((*row_losses(truth, probabilities), gaps), axis=1)),
+        told=None if told is None else told[first],
+    )
+
+
+def estimated(truth: Array, predicted: Array, group: Grouping = cells) -> Estimated:
+    """Prepare a regression's answers: truth and prediction of shape (n,); `group` as in `classified`."""
+    errors, centred = predicted - truth, truth - truth.mean()
+    strata = np.zeros(len(truth), dtype=np.int64)
+    grouped = group(strata, np.stack((errors, centred), axis=1))
+    return Estimated(grouped, grouped.mean(np.stack((np.abs(errors), errors**2, centred, centred**2), axis=1)))
+
+
+def _share(part: Array, whole: Array) -> Array:
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+
+
+def _mean(values: Array) -> Array:
+    """Mean over the classes that there are, of shape (r, k); NaN where there is none."""
+    known = np.isfinite(values)
+    return _share(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1))

@@ -1,0 +1,218 @@
+"""Two models on the same rows: the paired bootstrap of the difference in one figure, and McNemar's test."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from bentos.release import Answers
+from models.config import ModelConfig
+from models.errors import DataError
+from steps.counted import BY_LABEL, COUNTED, Score, score_labels, score_rows
+from steps.metrics import compute_metrics, greater_is_better
+
+Array = np.ndarray[Any, Any]
+
+CONFIDENCE = 0.975
+PLAIN_CELLS = 50_000
+_COUNTS_AT_ONCE = 4_000_000
+_BAGS = 20
+_BAG_POWER = 0.7
+
+
+class Paired(BaseModel):
+    """How much better the challenger is than the champion, row by row on the same rows.
+
+    Attributes:
+        metric: The figure.
+        estimate: By how much the challenger is better, in the figure's units; negative where it is worse.
+        low: One-sided lower bound of that, at 97.5 %.
+        high: One-sided upper bound, at 97.5 %; the two are a 95 % interval.
+        mcnemar_p: Two-sided p of McNemar's test on who is right; None for a regression.
+        rows: How many rows.
+        resamples: How many bootstrap resamples.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    estimate: float
+    low: float
+    high: float
+    mcnemar_p: float | None = None
+    rows: int
+    resamples: int
+
+
+def paired_difference(
+    config: ModelConfig, labels: Sequence[str], truth: Array, champion: Answers, challenger: Answers
+) -> Paired:
+    """Bootstrap the difference in the model's metric over rows that are drawn for both models at once.
+
+    The bounds are expanded percentiles (Hesterberg 2015, "What teachers should know about the bootstrap"), which are
+    not too near on few rows. Rows that count the same are one cell with a multinomial count. More than 50,000 cells
+    are resampled in bags of n^0.7 rows, each to n rows (Kleiner et al. 2014, "A scalable bootstrap for massive data").
+
+    Args:
+        config: The challenger's configuration: its metric, seed and `evaluation.resamples`.
+        labels: Classes of both, in the order of the probabilities' columns; empty for regression.
+        truth: Shape (n,): labels, or numbers for regression.
+        champion: Its answers to the n rows.
+        challenger: Its answers to the same.
+
+    Raises:
+        DataError: There are fewer than two rows, or too many resamples of these
+            rows do not allow it.
+    """
+    rows, name, times = len(truth), config.metric, config.evaluation.resamples
+    if rows < 2:
+        raise DataError(f"{rows} row is too few for an interval")
+    cells = _cells(config, labels, truth, champion, challenger)
+    sign = 1 if greater_is_better(name, config.evaluation.metrics) else -1
+    centre = sign * _whole(cells)
+    moved = sign * _resampled(cells, rows, times, np.random.default_rng(config.seed))
+    moved = moved[np.isfinite(moved)]
+    if not math.isfinite(centre) or len(moved) < CONFIDENCE * times:
+        raise DataError(f"{name} is defined on {len(moved)} of {times} resamples of the {rows} rows: give more data")
+    outer = _expanded(rows)
+    low, high = np.quantile(moved, (outer, 1 - outer))
+    return Paired(
+        metric=name,
+        estimate=centre,
+        low=float(low),
+        high=float(high),
+        mcnemar_p=mcnemar(challenger.values == truth, champion.values == truth) if labels else None,
+        rows=rows,
+        resamples=len(moved),
+    )
+
+
+def mcnemar(one: Array, other: Array) -> float:
+    """Two-sided mid-p of McNemar's exact test (Fagerland, Lydersen, Laake 2013).
+
+    Args:
+        one: Shape (n,) of bool: rows that one model has right.
+        other: Shape (n,) of bool: rows that the other one has right.
+    """
+    from scipy.stats import binom
+
+    only_one, only_other = int(np.sum(one & ~other)), int(np.sum(~one & other))
+    fewer, both = min(only_one, only_other), only_one + only_other
+    return float(min(1.0, 2 * binom.cdf(fewer, both, 0.5) - binom.pmf(fewer, both, 0.5)))
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Rows that count the same.
+
+    Attributes:
+        sizes: Shape (cells,): rows of each.
+        score: From positions of cells, what scores the champion and the challenger on them.
+    """
+
+    sizes: Array
+    score: Callable[[Array], tuple[Score, Score]]
+
+    @property
+    def differ(self) -> Score:
+        """The challenger's figure less the champion's."""
+        champion, challenger = self.score(np.arange(len(self.sizes)))
+        return lambda counts: challenger(counts) - champion(counts)
+
+    def some(self, chosen: Array) -> "_Cells":
+        """A few of the cells, by position."""
+        return _Cells(self.sizes[chosen], lambda inner: self.score(chosen[inner]))
+
+
+def _cells(config: ModelConfig, labels: Sequence[str], truth: Array, champion: Answers, challenger: Answers) -> _Cells:
+    name, known = config.metric, pd.Index(labels)
+    if name not in COUNTED:
+
+        def by_function(at: Array) -> tuple[Score, Score]:
+            one, other = (_recomputed(config, labels, truth[at], _taken(a, at)) for a in (champion, challenger))
+            return one, other
+
+        return _Cells(np.ones(len(truth), dtype=np.int64), by_function)
+    codes = known.get_indexer(pd.Index(truth)) if labels else np.asarray(truth, dtype=np.float64)
+    if name in BY_LABEL:
+        told = [known.get_indexer(pd.Index(answers.values)) for answers in (champion, challenger)]
+        table, sizes = np.unique(np.stack([codes, *told], axis=1), axis=0, return_counts=True)
+        true, old, new = table.T
+
+        def by_labels(at: Array) -> tuple[Score, Score]:
+            one, other = (score_labels(name, true[at], said[at], len(labels)) for said in (old, new))
+            return one, other
+
+        return _Cells(sizes, by_labels)
+    said = [
+        answers.values if answers.probabilities is None else answers.probabilities for answers in (champion, challenger)
+    ]
+
+    def by_rows(at: Array) -> tuple[Score, Score]:
+        one, other = (score_rows(name, codes[at], answered[at]) for answered in said)
+        return one, other
+
+    return _Cells(np.ones(len(truth), dtype=np.int64), by_rows)
+
+
+def _recomputed(config: ModelConfig, labels: Sequence[str], truth: Array, answers: Answers) -> Score:
+    """A figure that counts do not give, the user's own for example: computed anew from the rows of each draw."""
+
+    def score(counts: Array) -> Array:
+        return np.array([once(np.repeat(np.arange(len(truth)), drawn)) for drawn in counts.astype(np.int64)])
+
+    def once(drawn: Array) -> float:
+        try:
+            return compute_metrics(config, labels, truth[drawn], _taken(answers, drawn))[config.metric]
+        except DataError:
+            return math.nan
+
+    return score
+
+
+def _taken(answers: Answers, at: Array) -> Answers:
+    told = answers.probabilities
+    return replace(answers, values=answers.values[at], probabilities=None if told is None else told[at])
+
+
+def _resampled(cells: _Cells, rows: int, times: int, random: np.random.Generator) -> Array:
+    """The difference in each resample."""
+    if len(cells.sizes) <= PLAIN_CELLS:
+        return _drawn(cells, rows, times, random)
+    size = int(len(cells.sizes) ** _BAG_POWER)
+    order = random.permutation(len(cells.sizes))
+    bags = min(_BAGS, len(order) // size)
+    moved = []
+    for bag, share in enumerate(np.array_split(np.arange(times), bags)):
+        some = cells.some(np.sort(order[bag * size : (bag + 1) * size]))
+        moved.append(_drawn(some, rows, len(share), random) - _whole(some))
+    return _whole(cells) + np.concatenate(moved)
+
+
+def _whole(cells: _Cells) -> float:
+    """The difference when each row is taken once."""
+    return float(cells.differ(cells.sizes[None, :].astype(np.float64))[0])
+
+
+def _drawn(cells: _Cells, rows: int, times: int, random: np.random.Generator) -> Array:
+    count, differ = len(cells.sizes), cells.differ
+    at_once = max(1, _COUNTS_AT_ONCE // count)
+    found = []
+    for some in (min(at_once, times - done) for done in range(0, times, at_once)):
+        if count == rows:  # several times as fast as a multinomial of as many cells
+            picked = random.integers(count, size=(some, rows)) + count * np.arange(some)[:, None]
+            counts = np.bincount(picked.ravel(), minlength=some * count).reshape(some, count)
+        else:
+            counts = random.multinomial(rows, cells.sizes / cells.sizes.sum(), size=some)
+        found.append(differ(counts.astype(np.float64)))
+    return np.concatenate(found)
+
+
+def _expanded(rows: int) -> float:
+    from scipy.stats import norm, t
+
+    return float(norm.cdf(math.sqrt(rows / (rows - 1)) * t.ppf(1 - CONFIDENCE, rows - 1)))

@@ -1,0 +1,200 @@
+"""Challengers whose inputs, target or metric are not those of the champion; real Releases on made-up rows."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bentos.frame import to_frame
+from bentos.release import Release, write_release
+from models.config import ModelConfig
+from steps.compare import Comparison, compare, unseen
+from steps.families import build_pipeline, one_thread
+from steps.metrics import compute_metrics
+from steps.split import in_test, split_frame
+from steps.verdict import judge
+from tests.steps.arena import against, package_of
+from tests.steps.learning import configured, rows_of, toy
+from tests.steps.test_evaluate import released
+
+NUMBERS: dict[str, Any] = {"a": {"type": "number"}, "b": {"type": "number"}}
+
+
+@lru_cache
+def table(rows: int = 12_000) -> pd.DataFrame:
+    """Two numbers, a third that says more, and a class that follows them."""
+    rng = np.random.default_rng(3)
+    frame = pd.DataFrame(rng.normal(size=(rows, 3)).round(6), columns=["a", "b", "c"])
+    told = frame["a"] + 0.5 * frame["b"] + 2 * frame["c"] + rng.normal(size=rows)
+    return frame.assign(y=np.where(told > 0, "yes", "no").astype(object))
+
+
+def numbers(**keys: Any) -> ModelConfig:
+    return toy(NUMBERS, **keys)
+
+
+@pytest.fixture(scope="module")
+def champion(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    config = numbers()
+    return released(tmp_path_factory.mktemp("champion") / "r", config, split_frame(config, table()).train)
+
+
+def challenge(folder: Path, config: ModelConfig, frame: pd.DataFrame, champion: Release) -> tuple[Release, Comparison]:
+    split = split_frame(config, frame)
+    challenger = released(folder / "c", config, split.train)
+    return challenger, compare(config, challenger, champion, "v1", split.test)
+
+
+def verdict_on(config: ModelConfig, compared: Comparison) -> Any:
+    figures = {
+        "rows": compared.rows,
+        "champion": compared.champion,
+        "challenger_compared": compared.challenger,
+        "paired": compared.paired,
+        "notes": compared.notes,
+    }
+    return judge(config, against(1, 0.5, 0.9, "toy", **figures), package_of(2, "toy"), 1)
+
+
+def test_a_new_optional_column_is_compared_and_wins(champion: Release, tmp_path: Path) -> None:
+    config = toy({**NUMBERS, "c": {"type": "number", "missing": 1.0}})
+    frame = table().assign(c=table()["c"].where(np.arange(len(table())) % 3 > 0))
+    challenger, compared = challenge(tmp_path, config, frame, champion)
+    test = split_frame(config, frame).test
+    fair = unseen(champion, test)
+    assert compared.rows == fair.sum() > 400
+    assert compared.champion == compute_metrics(config, ("no", "yes"), test[fair]["y"], champion.answer(test[fair]))
+    assert compared.notes == (f"v1 was trained on {len(test) - compared.rows} of {len(test)} test rows",)
+    paired = compared.paired
+    assert paired is not None and compared.challenger is not None and compared.champion is not None
+    assert paired.estimate == pytest.approx(compared.challenger["accuracy"] - compared.champion["accuracy"])
+    assert 0.05 < paired.low < paired.estimate < paired.high
+    assert paired.mcnemar_p is not None and paired.mcnemar_p < 1e-6
+    assert (paired.rows, paired.resamples) == (compared.rows, 1000)
+    assert verdict_on(config, compared).decision == "promoted"
+    assert challenger.schema.inputs.keys() == {"a", "b", "c"}
+
+
+def test_without_the_column_that_the_champion_reads_a_person_decides(champion: Release, tmp_path: Path) -> None:
+    config = toy({"a": {"type": "number"}, "c": {"type": "number"}})
+    _, compared = challenge(tmp_path, config, table().drop(columns="b"), champion)
+    assert (compared.rows, compared.champion, compared.paired) == (0, None, None)
+    verdict = verdict_on(config, compared)
+    assert verdict.decision == "pending"
+    assert "v1 cannot be compared: the rows lack 1 columns that it reads: b" in verdict.reason
+
+
+def spelled(every: int) -> pd.DataFrame:
+    """The table with words in column a in one row of `every`."""
+    cells = [f"word{row % 3}" if row % every == 0 else str(value) for row, value in enumerate(table()["a"])]
+    return table().assign(a=np.array(cells, dtype=object))
+
+
+def test_of_a_retyped_column_the_champion_is_scored_on_the_rows_it_can_read(champion: Release, tmp_path: Path) -> None:
+    config = toy({**NUMBERS, "a": {"type": "category"}})
+    frame = spelled(4)
+    _, compared = challenge(tmp_path, config, frame, champion)
+    test = split_frame(config, frame).test
+    theirs = to_frame(test, champion.config.columns).frame.assign(y=test["y"])
+    readable = theirs[theirs["a"].notna()]
+    fair = readable[in_test(champion.config, readable)]
+    assert compared.rows == len(fair) >= 200
+    assert compared.champion == compute_metrics(config, ("no", "yes"), fair["y"], champion.answer(fair))
+    unread = len(test) - len(readable)
+    assert compared.notes[0] == f"v1 cannot read {unread} of {len(test)} test rows: 'a' holds no number in {unread}"
+    assert "test rows that it can read" in compared.notes[1]
+    trained = pd.util.hash_pandas_object(split_frame(champion.config, table()).train[["a", "b", "y"]], index=False)
+    assert not set(trained) & set(pd.util.hash_pandas_object(fair[["a", "b", "y"]], index=False))
+
+
+def test_too_few_rows_that_the_champion_can_read_wait_for_a_person(champion: Release, tmp_path: Path) -> None:
+    config = toy({**NUMBERS, "a": {"type": "category"}}, promotion={"min_rows": 500})
+    _, compared = challenge(tmp_path, config, spelled(4), champion)
+    verdict = verdict_on(config, compared)
+    assert (verdict.decision, compared.rows, compared.paired) == ("pending", 0, None)
+    assert "rows are left to compare on, at least 500 are asked" in verdict.reason
+    assert "'a' holds no number" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ({"labels": ["yes", "no"]}, "its target.labels is another one"),
+        ({"map": {"no": "no", "yes": "yes"}}, "its target.map is another one"),
+        ({"column": "answer"}, "its target is 'y', the challenger's is 'answer'"),
+    ],
+)
+def test_another_target_waits_for_a_person(
+    target: dict[str, Any], words: str, champion: Release, tmp_path: Path
+) -> None:
+    config = numbers(target={"column": "y", "labels": ["no", "yes"], **target})
+    frame = table().rename(columns={"y": config.target.column})
+    _, compared = challenge(tmp_path, config, frame, champion)
+    verdict = verdict_on(config, compared)
+    assert verdict.decision == "pending"
+    assert words in verdict.reason
+
+
+def test_another_task_waits_for_a_person(champion: Release, tmp_path: Path) -> None:
+    config = numbers(task="regression", metric="mae", target={"column": "c"}, tuning={"candidates": {}})
+    split = split_frame(config, table())
+    challenger = released(tmp_path / "c", config, split.train, "linear_regression")
+    compared = compare(config, challenger, champion, "v1", split.test)
+    assert compared.champion is None
+    assert compared.notes == ("v1 cannot be compared: it does classification, the challenger regression",)
+
+
+def test_another_metric_is_the_challengers(champion: Release, tmp_path: Path) -> None:
+    config = toy({**NUMBERS, "c": {"type": "number"}}, metric="log_loss")
+    _, compared = challenge(tmp_path, config, table(), champion)
+    assert "v1 was made for accuracy; both are judged by log_loss" in compared.notes
+    assert compared.paired is not None and compared.paired.metric == "log_loss"
+    assert compared.paired.low > 0
+
+
+def test_a_champion_that_fails_on_new_rows_is_a_reason_without_their_values(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {**NUMBERS, "kind": {"type": "category"}}
+    config = toy(columns)
+    frame = table().assign(kind=np.where(table()["a"] > 0, "up", "down").astype(object))
+    split = split_frame(config, frame)
+    pipeline = build_pipeline(config, "logistic_regression", {})
+    pipeline.named_steps["prepare"].transformers[1][1].named_steps["encode"].set_params(handle_unknown="error")
+    with one_thread():
+        pipeline.fit(split.train, (split.train["y"] == "yes").astype(int).to_numpy())
+    champion = write_release(
+        tmp_path / "r",
+        pipeline=pipeline,
+        config=config,
+        train=split.train,
+        metrics={},
+        data_digest="d" * 64,
+        trials=1,
+        evidence={},
+    )
+    new = split.test.assign(kind=np.where(split.test.index % 2, "up", "jane@example.org").astype(object))
+    challenger = released(tmp_path / "c", config, split.train)
+    compared = compare(config, challenger, champion, "v1", new)
+    verdict = verdict_on(config, compared)
+    assert verdict.decision == "pending"
+    assert "v1 cannot be compared: it fails on the" in verdict.reason
+    assert "with ValueError" in verdict.reason and "jane" not in verdict.reason
+    large = split.test.assign(a=1e300)
+    assert "numbers that the model cannot compute with" in compare(config, challenger, champion, "v1", large).notes[0]
+
+
+def test_models_of_different_classes_are_scored_by_one_definition(tmp_path: Path) -> None:
+    """The Brier score of two classes is halved; a champion that lacks the third must not gain by that."""
+    config, rows = configured("wine", metric="brier", gates={}), rows_of("wine")
+    two = rows.train[rows.train["target"] != "class_1"].reset_index(drop=True)
+    champion = released(tmp_path / "r", config, two)
+    compared = compare(config, released(tmp_path / "c", config, rows.train), champion, "v1", rows.test)
+    said = champion.answer(rows.test).probabilities
+    assert said is not None and compared.champion is not None and compared.challenger is not None
+    wide = np.column_stack([said[:, 0], np.zeros(len(said)), said[:, 1]])
+    truth = rows.test["target"].to_numpy()[:, None] == np.array(["class_0", "class_1", "class_2"])
+    assert compared.champion["brier"] == pytest.approx(float(np.mean(np.sum((wide - truth) ** 2, axis=1))))
+    assert compared.paired is not None
+    assert compared.paired.estimate == pytest.approx(compared.champion["brier"] - compared.challenger["brier"])
