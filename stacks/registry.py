@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -32,6 +32,8 @@ RETIRED_TAG = "gauntlet.retired"
 SEMVER_TAG = "gauntlet.semver"
 RELEASE_PATH = "artifacts/release"
 MANIFEST = "manifest.json"
+# How SQLAlchemy names a broken unique constraint: by class, and for drivers with classes of their own by its help page.
+_TAKEN = ("IntegrityError", "sqlalche.me/e/20/gkpj")
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ def mirror(model: str, *, champion: int | None, previous: int | None, challenger
             if number is None:
                 store.delete_registered_model_alias(model, alias)
             else:
-                _set(store.set_registered_model_alias, model, alias, str(number))
+                write_shared(partial(store.set_registered_model_alias, model, alias, str(number)))
             changed = True
     except MlflowException as error:
         raise refused(f"setting the aliases of '{model}'", error) from error
@@ -264,21 +266,9 @@ def set_tag(model: str, number: int, key: str, value: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        _set(client().set_model_version_tag, model, str(number), key, value)
+        write_shared(partial(client().set_model_version_tag, model, str(number), key, value))
     except MlflowException as error:
         raise refused(f"tagging version {number} of '{model}'", error) from error
-
-
-def _set(write: Callable[..., None], *what: str) -> None:
-    """Write a tag or an alias: of two that write a new one at once MLflow refuses one, which then finds the other's."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        write(*what)
-    except MlflowException as error:
-        if "IntegrityError" not in str(error):
-            raise
-        write(*what)
 
 
 def log_file(model: str, number: int, path: Path, folder: str) -> str:
@@ -434,6 +424,25 @@ def _lock(name: str) -> FileLock:
     folder = home_dir() / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{name}.lock")
+
+
+def write_shared(write: Callable[[], object]) -> None:
+    """Write what others may be writing too, a tag, an alias, the name of data.
+
+    Of two that write a new one at once MLflow refuses one, whatever the database; when it tries again it finds the
+    other's.
+
+    Raises:
+        MlflowException: MLflow refused for another reason, or twice.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        write()
+    except MlflowException as error:
+        if not any(sign in str(error) for sign in _TAKEN):
+            raise
+        write()
 
 
 def refused(doing: str, error: Exception) -> WorkError:

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from models.errors import WorkError, bounded
 from stacks import logs
-from stacks.registry import artifact_root, client, refused, tracking_uri
+from stacks.registry import artifact_root, client, refused, tracking_uri, write_shared
 
 PARENT_TAG = "mlflow.parentRunId"
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second: no run has an id of this form
@@ -328,8 +328,12 @@ def log_dataset(run_id: str, *, name: str, digest: str, schema: Mapping[str, str
         schema: Column to type.
         rows: How many.
         context: What for, for example "training".
+
+    Raises:
+        WorkError: MLflow refused.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
 
     columns = {"mlflow_colspec": [{"type": kind, "name": column, "required": True} for column, kind in schema.items()]}
     dataset = Dataset(
@@ -341,7 +345,10 @@ def log_dataset(run_id: str, *, name: str, digest: str, schema: Mapping[str, str
         profile=json.dumps({"num_rows": rows}),
     )
     entry = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-    client().log_inputs(run_id, datasets=[entry])
+    try:
+        write_shared(lambda: client().log_inputs(run_id, datasets=[entry]))
+    except MlflowException as error:
+        raise refused(f"recording the data of run {run_id}", error) from error
 
 
 def log_files(run_id: str, folder: Path, artifact_path: str) -> None:

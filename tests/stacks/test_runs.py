@@ -1,4 +1,5 @@
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def test_a_run_can_be_written_to_twice(tmp_path: Path) -> None:
     assert (run.data.params["seed"], run.data.metrics["m"], run.data.tags["t"]) == ("1.0", 2.0, "2.0")
     assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
     assert [file.path for file in registry.client().list_artifacts(run_id, "evaluation")] == ["evaluation/a.txt"]
+
+
+def test_the_same_data_recorded_at_once_are_recorded() -> None:
+    found = [runs.start_run("at_once") for _ in range(4)]
+
+    def record(turn: int) -> None:
+        run_id = found[turn % 4]
+        runs.log_dataset(run_id, name=f"x{turn // 4}", digest="d", schema={"a": "number"}, rows=3, context="training")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(record, range(80)))
+    inputs = [registry.client().get_run(run_id).inputs.dataset_inputs for run_id in found]
+    assert [len(entries) for entries in inputs] == [20] * 4
 
 
 def test_a_run_of_another_store_is_replaced() -> None:
