@@ -1,8 +1,8 @@
 """What ZenML knows of the flavor before it runs anything: name, configuration, settings. Imports no Prefect."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from zenml.config.base_settings import BaseSettings
 from zenml.orchestrators import BaseOrchestratorConfig
 from zenml.orchestrators.base_orchestrator import BaseOrchestratorFlavor
@@ -18,17 +18,48 @@ class PrefectOrchestratorSettings(BaseSettings):
 
     tags: tuple[str, ...] = Field((), description="Further tags of the Prefect flow run and its task runs.")
     log_prints: bool = Field(False, description="Whether what steps print is also sent to Prefect's log of the run.")
+    synchronous: bool = Field(True, description="Whether the pipeline call waits for the end of a submitted run.")
+    job_variables: dict[str, Any] = Field(
+        default_factory=dict, description="Of the work pool's job, over what the pool and the resources of steps say."
+    )
+
+
+Runner = Literal["inline", "process", "dask"]
 
 
 class PrefectOrchestratorConfig(BaseOrchestratorConfig, PrefectOrchestratorSettings):
     """Configuration of the component; its settings are the default of every pipeline on the stack.
 
     Attributes:
-        max_parallel: How many steps of a run may run at once. 1: one after another, in the calling process. More: each
-            in a process of its own.
+        runner: Where steps run. `inline`: one after another, in the process that executes the run. `process`: each in a
+            process of its own on the same machine. `dask`: on Dask workers. Left out: `process` when `max_parallel` is
+            above 1, else `inline`.
+        max_parallel: How many steps of a run may run at once.
+        dask_scheduler: Address of a Dask scheduler; left out, a cluster of this machine with `max_parallel` workers.
+        work_pool: Prefect work pool whose workers execute the runs; left out, the calling process does.
+        work_queue: Queue of that pool; its default one when left out.
     """
 
-    max_parallel: int = Field(1, ge=1, description="Steps that run at once; above 1, each in a process of its own.")
+    runner: Runner | None = Field(None, description="Where steps run: inline, process or dask.")
+    max_parallel: int = Field(1, ge=1, description="Steps that run at once; above 1, never in one process.")
+    dask_scheduler: str | None = Field(None, description="Address of a Dask scheduler, such as tls://dask:8786.")
+    work_pool: str | None = Field(None, description="Prefect work pool whose workers execute the runs.")
+    work_queue: str | None = Field(None, description="Queue of the work pool.")
+
+    @model_validator(mode="after")
+    def _runner_fits(self) -> "PrefectOrchestratorConfig":
+        if self.runner == "inline" and self.max_parallel > 1:
+            raise ValueError("runner 'inline' runs one step at a time: take max_parallel out, or use 'process'")
+        if self.dask_scheduler and self.runner != "dask":
+            raise ValueError("dask_scheduler is for runner 'dask': set it, or take the address out")
+        if self.work_queue and not self.work_pool:
+            raise ValueError("work_queue is a queue of a work pool: set work_pool, or take the queue out")
+        return self
+
+    @property
+    def where(self) -> Runner:
+        """Where steps run, said or not."""
+        return self.runner or ("process" if self.max_parallel > 1 else "inline")
 
     @property
     def is_local(self) -> bool:
