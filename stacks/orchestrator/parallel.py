@@ -1,9 +1,7 @@
 """Steps in processes of their own: a task run here, in a thread that waits for the process and keeps its log."""
 
 import logging
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,10 +19,13 @@ from zenml.utils import source_utils
 from zenml.utils.logging_utils import LoggingContext
 
 from stacks.orchestrator.attempt import end_retries
+from stacks.orchestrator.demand import demand
 from stacks.orchestrator.failure import StepFailed, rebuilt
-from stacks.orchestrator.flow_run import StepStates, TaskPolicy
+from stacks.orchestrator.flavor import PrefectOrchestratorConfig
+from stacks.orchestrator.flow_run import StepStates, TaskPolicy, show_running, show_waiting
 from stacks.orchestrator.orchestrator import Active, delays, final_state, task_key
-from stacks.orchestrator.pool import Job, Pool, PoolError, Wanted, name_of_signal, pool_for
+from stacks.orchestrator.place import Place, PlaceError, StepProcess
+from stacks.orchestrator.pool import PoolPlace, Wanted, name_of_signal
 from stacks.orchestrator.schedule import Schedule
 from stacks.orchestrator.step_log import StepLog
 
@@ -32,6 +33,40 @@ if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
 
 logger = logging.getLogger(__name__)
+
+
+def place_for(
+    config: PrefectOrchestratorConfig,
+    snapshot: "PipelineSnapshotResponse",
+    environments: Mapping[str, dict[str, str]],
+) -> Place:
+    """Where the steps of a run get their processes from: this machine's pool, or Dask's workers.
+
+    Args:
+        config: The component's configuration.
+        snapshot: The pipeline's snapshot.
+        environments: For each step, variables on top of this process's; Dask's workers ask ZenML for them instead.
+    """
+    assert snapshot.stack is not None
+    steps = snapshot.step_configurations
+    wanted = Wanted(
+        sorted({type(component).__module__ for component in Stack.from_model(snapshot.stack).all_components}),
+        sorted({step.spec.source.import_path for step in steps.values()}),
+        source_utils.get_source_root(),
+    )
+    if config.where != "dask":
+        return PoolPlace(wanted, environments)
+    from stacks.orchestrator.dask_place import DaskPlace
+
+    demands = {name: demand(step.config.resource_settings) for name, step in steps.items()}
+    return DaskPlace(wanted, demands, config.dask_scheduler, config.max_parallel)
+
+
+def most_at_once(config: PrefectOrchestratorConfig, steps: int) -> int:
+    """How many steps of a run may be with their place at once: all, where a Dask scheduler decides and none is said."""
+    if config.dask_scheduler and "max_parallel" not in config.model_fields_set:
+        return max(steps, 1)
+    return config.max_parallel
 
 
 class ParallelRun:
@@ -42,7 +77,7 @@ class ParallelRun:
         snapshot: "PipelineSnapshotResponse",
         run: "PipelineRunResponse",
         active: Active,
-        environments: Mapping[str, dict[str, str]],
+        place: Place,
         policy: TaskPolicy,
     ) -> None:
         """Plan the run.
@@ -51,27 +86,19 @@ class ParallelRun:
             snapshot: The pipeline's snapshot.
             run: ZenML's run, which has begun.
             active: The same run as this orchestrator knows it.
-            environments: For each step, variables on top of this process's.
+            place: Where processes for steps come from.
             policy: How steps are run as tasks, but for their retries.
         """
         self._snapshot = snapshot
         self._run = run
         self._active = active
-        self._environments = environments
+        self._place = place
         # All that a step prints goes to Prefect's log anyway.
         self._policy = replace(policy, log_prints=False)
         assert snapshot.stack is not None
-        stack = Stack.from_model(snapshot.stack)
-        self._requests = StepRunRequestFactory(snapshot, run, stack)
-        self._wanted = Wanted(
-            sorted({type(component).__module__ for component in stack.all_components}),
-            sorted({step.spec.source.import_path for step in snapshot.step_configurations.values()}),
-            source_utils.get_source_root(),
-        )
+        self._requests = StepRunRequestFactory(snapshot, run, Stack.from_model(snapshot.stack))
         self._states = StepStates()
-        self._jobs: dict[str, Job] = {}
-        self._pool: Pool | None = None
-        self._pool_lock = threading.Lock()
+        self._processes: dict[str, StepProcess] = {}
         self._stopping = False
         self._lock = threading.Lock()
 
@@ -102,9 +129,9 @@ class ParallelRun:
     def _stop(self, number: signal.Signals) -> None:
         with self._lock:
             self._stopping = True
-            jobs = list(self._jobs.values())
-        for job in jobs:
-            job.signal(number)
+            processes = list(self._processes.values())
+        for process in processes:
+            process.signal(number)
 
     def _attempt(self, name: str) -> State[Any] | None:
         if self._cached(name):
@@ -130,25 +157,14 @@ class ParallelRun:
         logger.info("Using cached version of step `%s`.", name)
         return True
 
-    def _warm_pool(self) -> Pool:
-        """The pool of this run: looked at for changed files once, started anew should it have ended meanwhile."""
-        with self._pool_lock:
-            if self._pool is None or not self._pool.alive():
-                self._pool = pool_for(self._wanted)
-            return self._pool
-
     def _in_process(self, name: str, log: StepLog) -> str:
-        pool = self._warm_pool()
-        with self._lock:
-            if self._stopping:
-                raise RunStoppedException(f"step '{name}' was not started: the run is being stopped")
-            job = self._jobs[name] = pool.run(self._job(name))
+        process = self._started(name)
         step_run_id: UUID | None = None
         end: dict[str, Any] = {}
         exit_code: int | None = None
         reason = None
         try:
-            for message in job.messages():
+            for message in process.messages():
                 match message.pop("kind"):
                     case "line":
                         log.line(**message)
@@ -157,19 +173,36 @@ class ParallelRun:
                     case "step":
                         step_run_id = UUID(message["id"])
                         log.begin(step_run_id)
+                    case "waits":
+                        show_waiting(message["for"])
+                    case "place":
+                        show_running()
+                        logger.info("Step `%s` runs on %s.", name, message["name"])
                     case "exit":
                         exit_code, reason = message["status"], message["reason"]
                     case _:
                         end = message
-        except PoolError as error:
+        except PlaceError as error:
             reason = str(error)
         finally:
-            del self._jobs[name]
+            with self._lock:
+                del self._processes[name]
         if "status" in end:
             return str(end["status"])
         if end:
             raise rebuilt(end)
         raise self._died(name, step_run_id, reason or _how_it_ended(exit_code), log)
+
+    def _started(self, name: str) -> StepProcess:
+        if self._stopping:
+            raise RunStoppedException(f"step '{name}' was not started: the run is being stopped")
+        process = self._place.start(self._job(name))
+        with self._lock:
+            self._processes[name] = process
+            stopping = self._stopping
+        if stopping:
+            process.signal(signal.SIGTERM)
+        return process
 
     def _job(self, name: str) -> dict[str, Any]:
         loggers = {"": logging.getLogger(), **logging.Logger.manager.loggerDict}
@@ -179,9 +212,6 @@ class ParallelRun:
             "orchestrator_run_id": self._active.orchestrator_run_id,
             "flow_run_url": self._active.flow_run_url,
             "zenml_run_id": self._active.zenml_run_id,
-            "environment": {**os.environ, **self._environments[name]},
-            "folder": os.getcwd(),  # noqa: PTH109 - as it is, for os.chdir
-            "arguments": sys.argv,
             "levels": {key: each.level for key, each in loggers.items() if isinstance(each, logging.Logger)},
         }
 
