@@ -7,7 +7,6 @@ step has failed with the reason, to be retried only if it has retries in ZenML.
 import contextlib
 import json
 import logging
-import os
 import signal
 import sys
 import threading
