@@ -166,7 +166,7 @@ def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequen
 
     flow = Flow(
         untagged_work,
-        name="".join("-" if character in "/%&<>" else character for character in name),
+        name=flow_name(name),
         flow_run_name=lambda: run_name,
         version="zenml",
         retries=0,
@@ -179,8 +179,13 @@ def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequen
         flow()
 
 
+def flow_name(pipeline: str) -> str:
+    """The name of a pipeline's flow: its own, but for characters that Prefect refuses."""
+    return "".join("-" if character in "/%&<>" else character for character in pipeline)
+
+
 @contextmanager
-def _client() -> Iterator[SyncPrefectClient]:
+def prefect_client() -> Iterator[SyncPrefectClient]:
     """The client of the current context, or one that all of a run shares.
 
     Its TLS context is made once a process: loading the certificates takes longer than any request.
@@ -235,7 +240,7 @@ def prefect_api() -> Iterator[None]:
         known = _Prepared(context.settings, url, context.settings.copy_with_update(updates=changes))
         _prepared.clear()
         _prepared[id(context.settings)] = known
-    with SettingsContext(profile=context.profile, settings=known.settings), _client():
+    with SettingsContext(profile=context.profile, settings=known.settings), prefect_client():
         yield
 
 
@@ -257,7 +262,7 @@ def read_states(flow_run_id: UUID) -> tuple[State[Any] | None, list[TaskRun]]:
     Raises:
         LookupError: Prefect does not know the flow run.
     """
-    with _client() as client:
+    with prefect_client() as client:
         try:
             state = client.read_flow_run(flow_run_id).state
         except ObjectNotFound:
@@ -269,7 +274,7 @@ def read_states(flow_run_id: UUID) -> tuple[State[Any] | None, list[TaskRun]]:
 def mark_crashed(flow_run_id: UUID, reason: str) -> None:
     """Give a flow run that nobody executes any more, and its unfinished task runs, their final state."""
     state, tasks = read_states(flow_run_id)
-    with _client() as client:
+    with prefect_client() as client:
         for task in tasks:
             if not task.state or not task.state.is_final():
                 client.set_task_run_state(task.id, Crashed(message=reason), force=True)
@@ -281,7 +286,7 @@ def _local_results() -> Path | None:
     """Prefect's own default for results, when nothing else is configured: said once, it is not asked for each run."""
     url = str(PREFECT_API_URL.value())
     if url not in _default_results:
-        with _client() as client:
+        with prefect_client() as client:
             at_server = client.read_server_default_result_storage().default_result_storage_block_id
         _default_results[url] = at_server is None and PREFECT_DEFAULT_RESULT_STORAGE_BLOCK.value() is None
     return PREFECT_LOCAL_STORAGE_PATH.value() if _default_results[url] else None
@@ -300,6 +305,6 @@ def _label_task_run(label: str | None) -> None:
 def _add_tags(tags: Sequence[str]) -> None:
     flow_run_id = current_flow_run_id()
     assert flow_run_id is not None
-    with _client() as client:
+    with prefect_client() as client:
         known = client.read_flow_run(flow_run_id).tags
         client.update_flow_run(flow_run_id, tags=sorted({*known, *tags}))
