@@ -27,7 +27,7 @@ from zenml.logger import add_zenml_filters
 from zenml.utils.env_utils import temporary_environment
 from zenml.utils.filesync_model import FileSyncModel
 
-from stacks.orchestrator.attempt import STOPS, attempt, step_begins
+from stacks.orchestrator.attempt import STOPS, attempt, isolated_attempt, step_begins
 from stacks.orchestrator.failure import described
 
 NO_STORED_LOGS = ENV_ZENML_DISABLE_STEP_LOGS_STORAGE
@@ -205,7 +205,10 @@ def _run(job: dict[str, Any], channel: Channel) -> None:
         token = step_begins.set(begins)
         try:
             with executing(active):
-                step_run = attempt(snapshot, job["step"], active.orchestrator_run_id)
+                if begun := job.get("step_run"):
+                    step_run = isolated_attempt(snapshot, UUID(begun))
+                else:
+                    step_run = attempt(snapshot, job["step"], active.orchestrator_run_id)
         finally:
             step_begins.reset(token)
         channel.send("done", id=str(step_run.id), status=str(step_run.status))

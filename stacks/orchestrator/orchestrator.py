@@ -45,7 +45,7 @@ from stacks.orchestrator.running import bury, marked, process_of
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
     from zenml.config.step_run_info import StepRunInfo
-    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
+    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, StepRunResponse
     from zenml.stack import Stack
 
 logger = get_logger(__name__)
@@ -99,8 +99,13 @@ class PrefectOrchestrator(BaseOrchestrator):
 
     @property
     def run_init_cleanup_at_step_level(self) -> bool:
-        """Whether init and cleanup hooks run around each step: only when each has a process of its own."""
-        return self.config.max_parallel > 1
+        """Whether init and cleanup hooks run around each step: only in a process that is the step's own.
+
+        Asked outside of a run, whether the steps of a static pipeline have such.
+        """
+        if step_begins.get() is not None:
+            return True
+        return _active.get() is None and self.config.where != "inline"
 
     @property
     def supported_execution_modes(self) -> list[ExecutionMode]:
@@ -181,14 +186,16 @@ class PrefectOrchestrator(BaseOrchestrator):
         Raises:
             BaseException: What made the run fail.
         """
-        from stacks.orchestrator.dynamic import TaskRunRunner
+        from stacks.orchestrator.dynamic import run_dynamic
 
         settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
 
         def work() -> None:
             self._publish_link(placeholder_run)
-            with temporary_environment(environment):
-                TaskRunRunner(snapshot, placeholder_run, self, settings).run_pipeline()
+            active = _active.get()
+            assert active is not None
+            with temporary_environment(environment), remembered_interrupt():
+                run_dynamic(self, snapshot, placeholder_run, active, task_policy(settings))
 
         return self._execute(snapshot, placeholder_run, settings, work)
 
@@ -213,6 +220,42 @@ class PrefectOrchestrator(BaseOrchestrator):
         own = [task for task in tasks if str(run.id) in task.tags]
         steps = {task.name: _status(task.state) for task in own} if include_steps else None
         return _run_status(run, state, own), steps
+
+    def submit_isolated_step(self, step_run_info: "StepRunInfo", environment: dict[str, str]) -> None:
+        """Start a step of a dynamic pipeline in a process of its own, as a task run of its own.
+
+        Raises:
+            RuntimeError: No dynamic pipeline is being executed here.
+        """
+        from stacks.orchestrator.isolated import isolated_steps
+
+        if (steps := isolated_steps.get()) is None:
+            raise RuntimeError(
+                f"step '{step_run_info.pipeline_step_name}' cannot be started: no dynamic pipeline is running here"
+            )
+        steps.start(step_run_info, environment)
+
+    def get_isolated_step_status(self, step_run: "StepRunResponse") -> ExecutionStatus:
+        """How an isolated step's process is doing; for others than the run's own process, what ZenML has."""
+        from stacks.orchestrator.isolated import isolated_status
+
+        return isolated_status(step_run)
+
+    def wait_for_isolated_step(self, step_run: "StepRunResponse") -> ExecutionStatus:
+        """Wait for the end of an isolated step; whatever interrupts the waiting ends the step."""
+        from stacks.orchestrator.isolated import isolated_steps
+
+        steps = isolated_steps.get()
+        if steps is None or steps.status(step_run.id) is None:
+            return super().wait_for_isolated_step(step_run)
+        return steps.wait(step_run.id)
+
+    def stop_isolated_step(self, step_run: "StepRunResponse") -> None:
+        """End an isolated step's process, by asking, then by force."""
+        from stacks.orchestrator.isolated import isolated_steps
+
+        if (steps := isolated_steps.get()) is not None:
+            steps.stop(step_run.id)
 
     def prepare_step_run(self, info: "StepRunInfo") -> None:
         """Tell whoever waits for it that the step's function is about to run in this process."""

@@ -1,14 +1,11 @@
 """Steps in processes of their own: a task run here, in a thread that waits for the process and keeps its log."""
 
 import logging
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from prefect.client.schemas.objects import State
 from zenml.enums import ExecutionStatus
@@ -21,12 +18,12 @@ from zenml.utils import source_utils
 from zenml.utils.logging_utils import LoggingContext
 
 from stacks.orchestrator.attempt import end_retries
-from stacks.orchestrator.failure import StepFailed, rebuilt
 from stacks.orchestrator.flow_run import StepStates, TaskPolicy
 from stacks.orchestrator.orchestrator import Active, delays, final_state, task_key
-from stacks.orchestrator.pool import Job, Pool, PoolError, Wanted, name_of_signal, pool_for
+from stacks.orchestrator.pool import Job, Pool, Wanted, pool_for
 from stacks.orchestrator.schedule import Schedule
 from stacks.orchestrator.step_log import StepLog
+from stacks.orchestrator.step_process import ProcessDied, follow, surroundings
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
@@ -109,7 +106,7 @@ class ParallelRun:
     def _attempt(self, name: str) -> State[Any] | None:
         if self._cached(name):
             return final_state(ExecutionStatus.CACHED)
-        log = StepLog(self._snapshot, name, self._run)
+        log = StepLog(self._snapshot.step_configurations[name].config, self._snapshot, self._run)
         try:
             return final_state(ExecutionStatus(self._in_process(name, log)))
         finally:
@@ -143,69 +140,33 @@ class ParallelRun:
             if self._stopping:
                 raise RunStoppedException(f"step '{name}' was not started: the run is being stopped")
             job = self._jobs[name] = pool.run(self._job(name))
-        step_run_id: UUID | None = None
-        end: dict[str, Any] = {}
-        exit_code: int | None = None
-        reason = None
         try:
-            for message in job.messages():
-                match message.pop("kind"):
-                    case "line":
-                        log.line(**message)
-                    case "record":
-                        log.record(message)
-                    case "step":
-                        step_run_id = UUID(message["id"])
-                        log.begin(step_run_id)
-                    case "exit":
-                        exit_code, reason = message["status"], message["reason"]
-                    case _:
-                        end = message
-        except PoolError as error:
-            reason = str(error)
+            return follow(job, name, log)
+        except ProcessDied as death:
+            raise self._died(name, death) from None
         finally:
             del self._jobs[name]
-        if "status" in end:
-            return str(end["status"])
-        if end:
-            raise rebuilt(end)
-        raise self._died(name, step_run_id, reason or _how_it_ended(exit_code), log)
 
     def _job(self, name: str) -> dict[str, Any]:
-        loggers = {"": logging.getLogger(), **logging.Logger.manager.loggerDict}
         return {
             "snapshot": str(self._snapshot.id),
             "step": name,
             "orchestrator_run_id": self._active.orchestrator_run_id,
             "flow_run_url": self._active.flow_run_url,
             "zenml_run_id": self._active.zenml_run_id,
-            "environment": {**os.environ, **self._environments[name]},
-            "folder": os.getcwd(),  # noqa: PTH109 - as it is, for os.chdir
-            "arguments": sys.argv,
-            "levels": {key: each.level for key, each in loggers.items() if isinstance(each, logging.Logger)},
+            **surroundings(self._environments[name]),
         }
 
-    def _died(self, name: str, step_run_id: UUID | None, how: str, log: StepLog) -> Exception:
+    def _died(self, name: str, death: ProcessDied) -> Exception:
         """Record the end of a process that could not tell of it itself; returns what to raise."""
-        reason = f"the process of step '{name}' ended before the step did: {how}"
-        log.line("stderr", reason)
         stopped = self._stopping
-        if step_run_id is not None:
+        if death.step_run_id is not None:
             publish_utils.publish_step_run_status_update(
-                step_run_id,
+                death.step_run_id,
                 ExecutionStatus.STOPPED if stopped else ExecutionStatus.FAILED,
-                exception_info=ExceptionInfo(traceback=reason, message=reason),
+                exception_info=ExceptionInfo(traceback=str(death), message=str(death)),
             )
         if stopped:
             end_retries(self._snapshot, name)
-            return RunStoppedException(reason)
-        return StepFailed(reason)
-
-
-def _how_it_ended(exit_code: int | None) -> str:
-    if exit_code is None:
-        return "nobody saw how"
-    if exit_code >= 0:
-        return f"exit code {exit_code}"
-    hint = ", as when memory runs out" if exit_code == -signal.SIGKILL else ""
-    return f"{name_of_signal(exit_code)}{hint}"
+            return RunStoppedException(str(death))
+        return death
