@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from prefect.client.schemas.objects import State
+from zenml.execution.pipeline.dynamic.outputs import _IsolatedStepFuture
 from zenml.execution.pipeline.dynamic.runner import DynamicPipelineRunner
 from zenml.steps.step_context import RunContext
 
@@ -18,7 +19,8 @@ from stacks.orchestrator.isolated import IsolatedSteps, isolated_steps
 from stacks.orchestrator.orchestrator import Active, PrefectOrchestrator
 
 if TYPE_CHECKING:
-    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
+    from zenml.config.step_configurations import Step
+    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, StepRunResponse
     from zenml.orchestrators import BaseOrchestrator
 
 
@@ -51,6 +53,11 @@ class TaskRunRunner(DynamicPipelineRunner):
 
         StepStates().run(name, name, (), work, self._policy)
 
+    def _queue_concurrent_isolated_step(self, step: "Step") -> _IsolatedStepFuture:
+        future = super()._queue_concurrent_isolated_step(step)
+        future.__class__ = _PromptFuture
+        return future
+
     def _abort_and_drain(self, exception: BaseException) -> None:
         if isinstance(exception, STOPS) or not isinstance(exception, Exception):
             # Without this an interrupt would wait for isolated steps in a mode that goes on after failures.
@@ -69,6 +76,16 @@ class TaskRunRunner(DynamicPipelineRunner):
             pause_coordinator=self._pause_coordinator,
             parent_runner=self,
         )
+
+
+class _PromptFuture(_IsolatedStepFuture):
+    """Waits for the step's process first: ZenML's own looks at the record get up to a minute apart."""
+
+    def _wait_for_step_to_finish(self) -> "StepRunResponse":
+        steps = isolated_steps.get()
+        if steps is not None and self._wrapped is not None:
+            steps.await_end(self._wrapped.result().id)
+        return super()._wait_for_step_to_finish()
 
 
 def run_dynamic(
@@ -90,7 +107,7 @@ def run_dynamic(
     Raises:
         BaseException: What made the run fail.
     """
-    isolated = IsolatedSteps(active, policy, orchestrator.config.max_parallel)
+    isolated = IsolatedSteps(orchestrator.config, active, policy)
     token = isolated_steps.set(isolated)
     try:
         TaskRunRunner(snapshot, run, orchestrator, isolated, policy).run_pipeline()

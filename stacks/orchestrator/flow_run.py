@@ -37,7 +37,8 @@ from prefect.settings import (
     PREFECT_UI_URL,
     Settings,
 )
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Crashed, Pending, Running
+from prefect.utilities.engine import emit_task_run_state_change_event
 
 from stacks.orchestrator.server import ensure_server, public_url
 
@@ -113,6 +114,33 @@ class StepStates:
         if not state.is_completed():
             raise raised[0] if raised else RuntimeError(f"{name}: {state.message}")
         self._states[name] = state
+
+
+def show_waiting(reason: str) -> None:
+    """Show the current task run as pending in Prefect, until `show_running`."""
+    _show(Pending(name="Waiting", message=reason))
+
+
+def show_running() -> None:
+    """Show the current task run as running, if it was shown as waiting."""
+    context = TaskRunContext.get()
+    if context and context.task_run.state and context.task_run.state.name == "Waiting":
+        _show(Running())
+
+
+def _show(state: State[Any]) -> None:
+    # A task run's states are told by the process that runs it, as events; Prefect's engine has begun it already.
+    if (context := TaskRunContext.get()) is None:
+        return
+    task_run, before = context.task_run, context.task_run.state
+    state.state_details.task_run_id, state.state_details.flow_run_id = task_run.id, task_run.flow_run_id
+    task_run.state, task_run.state_id, task_run.state_type, task_run.state_name = (
+        state,
+        state.id,
+        state.type,
+        state.name,
+    )
+    emit_task_run_state_change_event(task_run, before, state)
 
 
 def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequence[str], label: str | None) -> None:

@@ -1,37 +1,41 @@
-"""Isolated steps of a dynamic pipeline: each a task run of its own, in a process of its own on this machine."""
+"""Isolated steps of a dynamic pipeline: each a task run of its own, in a process of its own."""
 
 import logging
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar, copy_context
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import State
 from zenml.client import Client
+from zenml.config.step_configurations import Step
 from zenml.enums import ExecutionStatus
 from zenml.exceptions import RunStoppedException
 from zenml.models import ExceptionInfo
 from zenml.orchestrators import publish_utils
-from zenml.stack import Stack
-from zenml.utils import source_utils
 from zenml.utils.logging_utils import LoggingContext
 
 from stacks.orchestrator.attempt import STOPS
 from stacks.orchestrator.failure import described
+from stacks.orchestrator.flavor import PrefectOrchestratorConfig
 from stacks.orchestrator.flow_run import StepStates, TaskPolicy
 from stacks.orchestrator.orchestrator import Active, final_state, task_key
-from stacks.orchestrator.pool import Job, Wanted, pool_for
+from stacks.orchestrator.parallel import most_at_once, place_for
+from stacks.orchestrator.place import Place, StepProcess
 from stacks.orchestrator.schedule import GRACE_SECONDS
 from stacks.orchestrator.step_log import StepLog
-from stacks.orchestrator.step_process import follow, surroundings
+from stacks.orchestrator.step_process import follow, levels
 
 if TYPE_CHECKING:
     from zenml.config.step_run_info import StepRunInfo
     from zenml.models import StepRunResponse
 
 logger = logging.getLogger(__name__)
+
+MANY = 1000
 
 
 class _Step:
@@ -41,30 +45,32 @@ class _Step:
         self.status = ExecutionStatus.RUNNING
         self.ended = threading.Event()
         self.stopping = False
-        self.job: Job | None = None
+        self.process: StepProcess | None = None
 
 
 class IsolatedSteps:
     """The isolated steps of the dynamic run that is executed here, and of the runs nested in it."""
 
-    def __init__(self, active: Active, policy: TaskPolicy, limit: int) -> None:
+    def __init__(self, config: PrefectOrchestratorConfig, active: Active, policy: TaskPolicy) -> None:
         """Have none yet.
 
         Args:
+            config: The component's, which says how many may run at once, and where.
             active: The run.
             policy: How steps are run as tasks; ZenML's runner retries them.
-            limit: How many may run at once; further ones wait.
         """
+        self._config = config
         self._active = active
-        self._policy = policy
-        self._slots = threading.Semaphore(limit)
+        # All that a step prints goes to Prefect's log anyway.
+        self._policy = replace(policy, log_prints=False)
+        self._slots = threading.Semaphore(most_at_once(config, MANY))
         self._states = StepStates()
         self._steps: dict[UUID, _Step] = {}
         self._lock = threading.Lock()
         self.told: list[Callable[[], None]] = []
         """Called whenever a step has ended."""
 
-    def start(self, info: "StepRunInfo", environment: Mapping[str, str]) -> None:
+    def start(self, info: "StepRunInfo", environment: dict[str, str]) -> None:
         """Have a step run, as soon as there is room, and come back at once."""
         step = self._steps[info.step_run_id] = _Step()
         run = copy_context().run
@@ -86,6 +92,11 @@ class IsolatedSteps:
             raise
         return step.status
 
+    def await_end(self, step_run_id: UUID) -> None:
+        """Wait for the end of a step, if it was started here."""
+        if (step := self._steps.get(step_run_id)) is not None:
+            step.ended.wait()
+
     def stop(self, step_run_id: UUID) -> None:
         """End a step, by asking, then by force, and wait until it has ended."""
         step = self._steps.get(step_run_id)
@@ -93,15 +104,15 @@ class IsolatedSteps:
             return
         with self._lock:
             step.stopping = True
-            job = step.job
-        if job is None:
+            process = step.process
+        if process is None:
             # It waits for its turn, and will not get it.
             _publish(step_run_id, ExecutionStatus.STOPPED)
             return
         _publish(step_run_id, ExecutionStatus.STOPPING)
-        job.signal(signal.SIGTERM)
+        process.signal(signal.SIGTERM)
         if not step.ended.wait(GRACE_SECONDS):
-            job.signal(signal.SIGKILL)
+            process.signal(signal.SIGKILL)
             step.ended.wait()
 
     def stop_all(self) -> None:
@@ -109,7 +120,7 @@ class IsolatedSteps:
         for step_run_id in list(self._steps):
             self.stop(step_run_id)
 
-    def _run(self, info: "StepRunInfo", environment: Mapping[str, str], step: _Step) -> None:
+    def _run(self, info: "StepRunInfo", environment: dict[str, str], step: _Step) -> None:
         # What the step says is in its own log, not in that of the run.
         LoggingContext.__context_var__.set(None)
         name = info.pipeline_step_name
@@ -131,24 +142,30 @@ class IsolatedSteps:
             for tell in self.told:
                 tell()
 
-    def _attempt(self, info: "StepRunInfo", environment: Mapping[str, str], step: _Step) -> State[Any] | None:
+    def _attempt(self, info: "StepRunInfo", environment: dict[str, str], step: _Step) -> State[Any] | None:
+        name = info.pipeline_step_name
         run = Client().get_pipeline_run(info.run_id)
         log = StepLog(info.config, info.snapshot, run)
         try:
-            with self._lock:
-                if step.stopping:
-                    raise RunStoppedException(f"step '{info.pipeline_step_name}' was stopped before it ran")
-                step.job = _pool_for(info).run(self._job(info, environment))
-            try:
-                return final_state(ExecutionStatus(follow(step.job, info.pipeline_step_name, log)))
-            except Exception as error:
-                if step.stopping and not isinstance(error, STOPS):
-                    raise RunStoppedException(f"step '{info.pipeline_step_name}' was stopped") from error
-                raise
+            with self._place(info, environment) as place:
+                with self._lock:
+                    if step.stopping:
+                        raise RunStoppedException(f"step '{name}' was stopped before it ran")
+                    step.process = place.start(self._job(info))
+                return final_state(ExecutionStatus(follow(step.process, name, log)))
+        except Exception as error:
+            if step.stopping and not isinstance(error, STOPS):
+                raise RunStoppedException(f"step '{name}' was stopped") from error
+            raise
         finally:
             log.end()
 
-    def _job(self, info: "StepRunInfo", environment: Mapping[str, str]) -> dict[str, Any]:
+    def _place(self, info: "StepRunInfo", environment: dict[str, str]) -> Place:
+        step = Step(spec=info.spec, config=info.config, step_config_overrides=info.config)
+        name = info.pipeline_step_name
+        return place_for(self._config, info.snapshot, {name: step}, {name: environment})
+
+    def _job(self, info: "StepRunInfo") -> dict[str, Any]:
         return {
             "snapshot": str(info.snapshot.id),
             "step": info.pipeline_step_name,
@@ -156,7 +173,7 @@ class IsolatedSteps:
             "orchestrator_run_id": self._active.orchestrator_run_id,
             "flow_run_url": self._active.flow_run_url,
             "zenml_run_id": str(info.run_id),
-            **surroundings(environment),
+            "levels": levels(),
         }
 
 
@@ -176,18 +193,6 @@ def isolated_status(step_run: "StepRunResponse") -> ExecutionStatus:
         return status
     recorded = Client().get_run_step(step_run.id, hydrate=False).status
     return recorded if steps is None or recorded.is_finished else ExecutionStatus.FAILED
-
-
-def _pool_for(info: "StepRunInfo") -> Any:
-    assert info.snapshot.stack is not None
-    stack = Stack.from_model(info.snapshot.stack)
-    return pool_for(
-        Wanted(
-            sorted({type(component).__module__ for component in stack.all_components}),
-            [info.spec.source.import_path],
-            source_utils.get_source_root(),
-        )
-    )
 
 
 def _publish(step_run_id: UUID, status: ExecutionStatus, error: BaseException | None = None) -> None:

@@ -80,8 +80,8 @@ def _end_quietly() -> None:
 class PrefectOrchestrator(BaseOrchestrator):
     """Runs ZenML pipelines as Prefect flows from the calling process.
 
-    Steps run in it one at a time, or, with `max_parallel` above 1, each in a process of its own as soon as those before
-    it are done (`parallel`).
+    Steps run in it one at a time, or, as the runner says, each in a process of its own as soon as those before it are
+    done (`parallel`), on this machine or on Dask workers.
 
     Called inside a Prefect flow run, the steps become task runs of that flow run; else each ZenML run is a flow run of
     its own, on the API that Prefect is configured for or on a server of the Prefect home that is started if need be.
@@ -149,13 +149,13 @@ class PrefectOrchestrator(BaseOrchestrator):
             BaseException: What the failed step raised, in fail-fast mode.
         """
         settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
-        if self.config.max_parallel > 1:
+        if self.config.where == "process":
             from stacks.orchestrator.pool import warm_up
 
             warm_up()
 
         def work() -> None:
-            if self.config.max_parallel > 1:
+            if self.config.where != "inline":
                 self._run_in_processes(snapshot, step_environments, settings)
                 return
             try:
@@ -337,7 +337,7 @@ class PrefectOrchestrator(BaseOrchestrator):
         environments: Mapping[str, dict[str, str]],
         settings: PrefectOrchestratorSettings,
     ) -> None:
-        from stacks.orchestrator.parallel import ParallelRun
+        from stacks.orchestrator.parallel import ParallelRun, most_at_once, place_for
 
         active = _active.get()
         assert active is not None
@@ -347,8 +347,10 @@ class PrefectOrchestrator(BaseOrchestrator):
             run, begun = StepLauncher(snapshot, first, active.orchestrator_run_id)._create_or_reuse_run()
             if begun:
                 self._publish_link(run)
-            steps = ParallelRun(snapshot, run, active, environments, task_policy(settings))
-            failed = steps.execute(self.config.max_parallel, interrupted)
+            with place_for(self.config, snapshot, snapshot.step_configurations, environments) as place:
+                steps = ParallelRun(snapshot, run, active, place, task_policy(settings))
+                limit = most_at_once(self.config, len(snapshot.step_configurations))
+                failed = steps.execute(limit, interrupted)
             if interrupted():
                 raise KeyboardInterrupt
         _raise_first(failed)

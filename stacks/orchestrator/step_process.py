@@ -1,16 +1,17 @@
 """A step's process as whoever waits for it sees it: what it says is kept, and how it ended is told."""
 
 import logging
-import os
 import signal
-import sys
-from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from stacks.orchestrator.failure import StepFailed, rebuilt
-from stacks.orchestrator.pool import Job, PoolError, name_of_signal
+from stacks.orchestrator.flow_run import show_running, show_waiting
+from stacks.orchestrator.place import PlaceError, StepProcess
+from stacks.orchestrator.pool import name_of_signal
 from stacks.orchestrator.step_log import StepLog
+
+logger = logging.getLogger(__name__)
 
 
 class ProcessDied(StepFailed):
@@ -25,23 +26,18 @@ class ProcessDied(StepFailed):
         self.step_run_id = step_run_id
 
 
-def surroundings(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What a step's process takes over from this one: folder, arguments, levels of loggers, and its environment."""
+def levels() -> dict[str, int]:
+    """Levels of this process's loggers, for a step's process to take over."""
     loggers = {"": logging.getLogger(), **logging.Logger.manager.loggerDict}
-    return {
-        "environment": {**os.environ, **environment},
-        "folder": os.getcwd(),  # noqa: PTH109 - as it is, for os.chdir
-        "arguments": sys.argv,
-        "levels": {key: each.level for key, each in loggers.items() if isinstance(each, logging.Logger)},
-    }
+    return {key: each.level for key, each in loggers.items() if isinstance(each, logging.Logger)}
 
 
-def follow(job: Job, name: str, log: StepLog) -> str:
+def follow(process: StepProcess, name: str, log: StepLog) -> str:
     """Keep a process's output until it ends.
 
     Args:
-        job: The process.
-        name: Name of its step.
+        process: Of the step.
+        name: Name of the step.
         log: Where its output goes.
 
     Returns:
@@ -56,7 +52,7 @@ def follow(job: Job, name: str, log: StepLog) -> str:
     exit_code: int | None = None
     reason = None
     try:
-        for message in job.messages():
+        for message in process.messages():
             match message.pop("kind"):
                 case "line":
                     log.line(**message)
@@ -65,11 +61,16 @@ def follow(job: Job, name: str, log: StepLog) -> str:
                 case "step":
                     step_run_id = UUID(message["id"])
                     log.begin(step_run_id)
+                case "waits":
+                    show_waiting(message["for"])
+                case "place":
+                    show_running()
+                    logger.info("Step `%s` runs on %s.", name, message["name"])
                 case "exit":
                     exit_code, reason = message["status"], message["reason"]
                 case _:
                     end = message
-    except PoolError as error:
+    except PlaceError as error:
         reason = str(error)
     if "status" in end:
         return str(end["status"])
