@@ -17,6 +17,7 @@ from stacks.orchestrator.attempt import STOPS
 from stacks.orchestrator.flow_run import StepStates, TaskPolicy
 from stacks.orchestrator.isolated import IsolatedSteps, isolated_steps
 from stacks.orchestrator.orchestrator import Active, PrefectOrchestrator
+from stacks.orchestrator.stop import current_watch
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
@@ -57,6 +58,12 @@ class TaskRunRunner(DynamicPipelineRunner):
         future = super()._queue_concurrent_isolated_step(step)
         future.__class__ = _PromptFuture
         return future
+
+    def launch_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Launch a step, unless somebody wants no further one to start."""
+        if (watch := current_watch.get()) is not None:
+            watch.raise_if_graceful()
+        return super().launch_step(*args, **kwargs)
 
     def _abort_and_drain(self, exception: BaseException) -> None:
         if isinstance(exception, STOPS) or not isinstance(exception, Exception):

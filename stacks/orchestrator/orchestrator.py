@@ -2,8 +2,6 @@
 
 import atexit
 import logging
-import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -40,7 +38,8 @@ from stacks.orchestrator.flow_run import (
     read_states,
 )
 from stacks.orchestrator.interrupt import remembered_interrupt
-from stacks.orchestrator.running import bury, marked, process_of
+from stacks.orchestrator.running import bury, marked
+from stacks.orchestrator.stop import Watch, current_watch, stop, watched, whereabouts
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
@@ -129,6 +128,7 @@ class PrefectOrchestrator(BaseOrchestrator):
         return {
             METADATA_ORCHESTRATOR_URL: Uri(active.flow_run_url),
             METADATA_ORCHESTRATOR_RUN_ID: active.orchestrator_run_id,
+            **whereabouts(),
         }
 
     def submit_pipeline(
@@ -192,9 +192,10 @@ class PrefectOrchestrator(BaseOrchestrator):
 
         def work() -> None:
             self._publish_link(placeholder_run)
-            active = _active.get()
-            assert active is not None
-            with temporary_environment(environment), remembered_interrupt():
+            active, watch = _active.get(), current_watch.get()
+            assert active is not None and watch is not None
+            with temporary_environment(environment), remembered_interrupt() as interrupted:
+                watch.interrupts(interrupted)
                 run_dynamic(self, snapshot, placeholder_run, active, task_policy(settings))
 
         return self._execute(snapshot, placeholder_run, settings, work)
@@ -262,12 +263,15 @@ class PrefectOrchestrator(BaseOrchestrator):
         if (tell := step_begins.get()) is not None:
             tell(info.step_run_id)
 
+    def _stop_run_gracefully(self, pipeline_run: "PipelineRunResponse") -> None:
+        """Let the process that executes the run start no further step."""
+        with prefect_api():
+            stop(pipeline_run, _flow_run_id(pipeline_run.orchestrator_run_id), graceful=True, folder=_running_folder())
+
     def _stop_run_forcefully(self, pipeline_run: "PipelineRunResponse") -> None:
         """Interrupt the process that executes the run; ZenML's signal handler then ends the step."""
-        process = process_of(_running_folder(), str(pipeline_run.id))
-        if process is None:
-            raise RuntimeError(f"run '{pipeline_run.name}' is not being executed on this machine")
-        os.kill(process, signal.SIGINT)
+        with prefect_api():
+            stop(pipeline_run, _flow_run_id(pipeline_run.orchestrator_run_id), graceful=False, folder=_running_folder())
 
     def _execute(
         self,
@@ -284,14 +288,24 @@ class PrefectOrchestrator(BaseOrchestrator):
 
         shared = current_flow_run_id() is not None
 
+        run_id = run.id if run else None
+        watches: list[Watch] = []
+
         def claimed_work() -> None:
-            with _claimed(snapshot, run, shared):
+            flow_run_id = current_flow_run_id()
+            assert flow_run_id is not None
+            with _claimed(snapshot, run, shared), watched(flow_run_id, run_id) as watch:
+                watches.append(watch)
                 work()
 
+        def stopped(error: BaseException) -> bool:
+            return isinstance(error, STOPS) or any(watch.asked() for watch in watches)
+
         name = snapshot.pipeline_configuration.name
+        label = str(run_id) if run_id else None
         with prefect_api():
             _bury_dead_runs()
-            in_flow_run(claimed_work, name, run.name if run else name, settings.tags, str(run.id) if run else None)
+            in_flow_run(claimed_work, name, run.name if run else name, settings.tags, label, stopped)
         return SubmissionResult()
 
     def _publish_link(self, run: "PipelineRunResponse | None") -> None:
@@ -310,9 +324,13 @@ class PrefectOrchestrator(BaseOrchestrator):
         states = StepStates()
         failed: dict[str, Exception] = {}
         skipped: set[str] = set()
+        watch = current_watch.get()
+        assert watch is not None
+        watch.interrupts(interrupted)
         for name, step in snapshot.step_configurations.items():
             if interrupted():
                 raise KeyboardInterrupt
+            watch.raise_if_graceful()
             blocked = [other for other in step.spec.upstream_steps if other in skipped or other in failed]
             if blocked or (failed and mode == ExecutionMode.STOP_ON_FAILURE):
                 logger.warning("Skipping step %s after failed or skipped %s.", name, ", ".join(blocked or failed))
@@ -339,9 +357,10 @@ class PrefectOrchestrator(BaseOrchestrator):
     ) -> None:
         from stacks.orchestrator.parallel import ParallelRun, most_at_once, place_for
 
-        active = _active.get()
-        assert active is not None
+        active, watch = _active.get(), current_watch.get()
+        assert active is not None and watch is not None
         with setup_execution_context(), remembered_interrupt() as interrupted:
+            watch.interrupts(interrupted)
             first = next(iter(snapshot.step_configurations.values()))
             # As its first step would; done here, eight first steps need not agree on who does it.
             run, begun = StepLauncher(snapshot, first, active.orchestrator_run_id)._create_or_reuse_run()
@@ -350,9 +369,10 @@ class PrefectOrchestrator(BaseOrchestrator):
             with place_for(self.config, snapshot, snapshot.step_configurations, environments) as place:
                 steps = ParallelRun(snapshot, run, active, place, task_policy(settings))
                 limit = most_at_once(self.config, len(snapshot.step_configurations))
-                failed = steps.execute(limit, interrupted)
+                failed = steps.execute(limit, interrupted, lambda: watch.graceful)
             if interrupted():
                 raise KeyboardInterrupt
+            watch.raise_if_graceful()
         _raise_first(failed)
 
     def _run_step_as_task(

@@ -103,8 +103,8 @@ class ParallelRun:
         self._stopping = False
         self._lock = threading.Lock()
 
-    def execute(self, limit: int, interrupted: Callable[[], bool]) -> dict[str, Exception]:
-        """Run all steps, at most `limit` at once.
+    def execute(self, limit: int, interrupted: Callable[[], bool], ending: Callable[[], bool]) -> dict[str, Exception]:
+        """Run all steps, at most `limit` at once, until somebody interrupts or wants no further one to start.
 
         Returns:
             What failed steps raised, by name, when the pipeline's mode goes on after failures.
@@ -116,7 +116,7 @@ class ParallelRun:
         mode = self._snapshot.pipeline_configuration.execution_mode
         graph = {name: step.spec.upstream_steps for name, step in steps.items()}
         schedule = Schedule(graph, self._run_as_task, self._stop, limit, mode)
-        schedule.run(interrupted)
+        schedule.run(interrupted, ending)
         return schedule.failed
 
     def _run_as_task(self, name: str) -> None:

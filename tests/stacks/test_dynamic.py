@@ -7,25 +7,38 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from zenml import pipeline, step
 from zenml.client import Client
 from zenml.config.retry_config import StepRetryConfig
 from zenml.enums import ExecutionMode, ExecutionStatus, StepRuntime
 from zenml.models import PipelineRunResponse
 
+import stacks.stack_file as stack_file
 from stacks.orchestrator.flow_run import prefect_api
-from stacks.stack_file import ensure_active
+from stacks.stack_file import apply, ensure_active
 from tests.stacks.pipelines import flow_run_of, last_run, statuses, task_runs
 
 HERE = str(os.getpid())
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _local_stack(home: Path) -> Iterator[None]:
+def _stack_of_two_at_once(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ensure_active()
-    Client().activate_stack("local")
+    before = Client().active_stack_model.id
+    folder = tmp_path_factory.mktemp("stacks")
+    parts = {
+        "orchestrator": {"flavor": "prefect", "config": {"max_parallel": 2}},
+        "artifact_store": {"flavor": "local"},
+    }
+    (folder / "growing.yaml").write_text(yaml.safe_dump(parts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stack_file, "stacks_dir", lambda: folder)
+        apply("growing")
+    Client().activate_stack("growing")
     with prefect_api():
         yield
+    Client().activate_stack(before)
 
 
 @pytest.fixture
@@ -150,12 +163,10 @@ def test_hooks_fire_once_and_in_the_right_process(grown_run: tuple[PipelineRunRe
 
 def test_an_isolated_steps_output_is_in_its_log(grown_run: tuple[PipelineRunResponse, list[list[str]]]) -> None:
     run, _ = grown_run
-    from zenml.utils.logging_utils import fetch_logs
-
     collection = run.steps["alone"].log_collection or []
     [log] = [log for log in collection if log.source == "step"]
-    entries = fetch_logs(log, Client().zen_store, limit=1000)
-    assert any("said in its own process" in entry.message for entry in entries)
+    entries = Client().active_stack.log_store.fetch(log, limit=1000).items
+    assert [entry.message for entry in entries].count("said in its own process") == 1
 
 
 @pipeline(dynamic=True, enable_cache=False, on_init=begin, on_cleanup=end)
@@ -270,17 +281,10 @@ def impatient() -> None:
 
 
 def test_fail_fast_ends_the_other_isolated_steps(trace: Callable[[], list[list[str]]]) -> None:
-    stack = Client().get_stack("local")
-    orchestrator = Client().active_stack_model.components["orchestrator"][0]  # type: ignore[index]
-    Client().update_stack_component(orchestrator.id, "orchestrator", configuration={"max_parallel": 2})
-    try:
-        start = time.monotonic()
-        with pytest.raises(Exception, match="enough"):
-            impatient()
-        assert time.monotonic() - start < 90
-    finally:
-        Client().update_stack_component(orchestrator.id, "orchestrator", configuration={"max_parallel": None})
-        assert stack.name == "local"
+    start = time.monotonic()
+    with pytest.raises(Exception, match="enough"):
+        impatient()
+    assert time.monotonic() - start < 90
     run = last_run("impatient")
     assert statuses(run) == {"sleeps": "stopped", "fails_once_the_other_sleeps": "failed"}
     assert run.status == ExecutionStatus.FAILED
