@@ -183,7 +183,7 @@ def in_flow_run(
 
     flow = Flow(
         untagged_work,
-        name="".join("-" if character in "/%&<>" else character for character in name),
+        name=flow_name(name),
         flow_run_name=lambda: run_name,
         version="zenml",
         retries=0,
@@ -197,6 +197,11 @@ def in_flow_run(
             flow()
         except CancelledRun:
             raise raised[0] from None
+
+
+def flow_name(pipeline: str) -> str:
+    """The name of a pipeline's flow: its own, but for characters that Prefect refuses."""
+    return "".join("-" if character in "/%&<>" else character for character in pipeline)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 from zenml.client import Client
 from zenml.config.base_settings import BaseSettings
@@ -23,6 +23,7 @@ from zenml.metadata.metadata_types import MetadataType, Uri
 from zenml.models import PipelineRunUpdate
 from zenml.orchestrators import BaseOrchestrator, SubmissionResult, publish_utils
 from zenml.orchestrators.step_launcher import StepLauncher
+from zenml.stack import StackValidator
 from zenml.utils.env_utils import temporary_environment
 
 from stacks.orchestrator.attempt import STOPS, attempt, step_begins
@@ -35,27 +36,29 @@ from stacks.orchestrator.flow_run import (
     in_flow_run,
     mark_crashed,
     prefect_api,
+    prefect_client,
     read_states,
 )
 from stacks.orchestrator.interrupt import remembered_interrupt
+from stacks.orchestrator.outcome import end_run, fail_run, silent_since, status_of
 from stacks.orchestrator.running import bury, marked
+from stacks.orchestrator.schedules import delete_schedule, submit_schedule, update_schedule
 from stacks.orchestrator.stop import Watch, current_watch, stop, watched, whereabouts
+from stacks.orchestrator.submit import cancel, read_flow_run, submit_run
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
     from zenml.config.step_run_info import StepRunInfo
-    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, StepRunResponse
+    from zenml.models import (
+        PipelineRunResponse,
+        PipelineSnapshotResponse,
+        ScheduleResponse,
+        ScheduleUpdate,
+        StepRunResponse,
+    )
     from zenml.stack import Stack
 
 logger = get_logger(__name__)
-
-STATUS = {
-    StateType.COMPLETED: ExecutionStatus.COMPLETED,
-    StateType.FAILED: ExecutionStatus.FAILED,
-    StateType.CRASHED: ExecutionStatus.FAILED,
-    StateType.CANCELLED: ExecutionStatus.STOPPED,
-    StateType.CANCELLING: ExecutionStatus.STOPPING,
-}
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,13 @@ class PrefectOrchestrator(BaseOrchestrator):
         """All of ZenML's execution modes."""
         return [ExecutionMode.FAIL_FAST, ExecutionMode.STOP_ON_FAILURE, ExecutionMode.CONTINUE_ON_FAILURE]
 
+    @property
+    def validator(self) -> StackValidator:
+        """What looks whether the stack's other components can be read where runs and steps are."""
+        from stacks.orchestrator.validation import fits
+
+        return StackValidator(custom_validation_function=lambda stack: fits(self.config, stack))
+
     def get_orchestrator_run_id(self) -> str:
         """The id of the run that is being executed, the same for all its steps and their retries.
 
@@ -149,6 +159,8 @@ class PrefectOrchestrator(BaseOrchestrator):
             BaseException: What the failed step raised, in fail-fast mode.
         """
         settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
+        if (elsewhere := self._handed_over(snapshot, placeholder_run, settings)) is not None:
+            return elsewhere
         if self.config.where == "process":
             from stacks.orchestrator.pool import warm_up
 
@@ -189,6 +201,8 @@ class PrefectOrchestrator(BaseOrchestrator):
         from stacks.orchestrator.dynamic import run_dynamic
 
         settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
+        if (elsewhere := self._handed_over(snapshot, placeholder_run, settings)) is not None:
+            return elsewhere
 
         def work() -> None:
             self._publish_link(placeholder_run)
@@ -214,12 +228,16 @@ class PrefectOrchestrator(BaseOrchestrator):
         if not run.orchestrator_run_id:
             raise RuntimeError(f"run '{run.name}' has no orchestrator run id: it was not submitted")
         with prefect_api():
+            _bury_dead_runs()
+            _mark_if_silent(_flow_run_id(run.orchestrator_run_id))
             try:
                 state, tasks = read_states(_flow_run_id(run.orchestrator_run_id))
             except LookupError as error:
                 raise RuntimeError(f"{error}, which run '{run.name}' names") from None
         own = [task for task in tasks if str(run.id) in task.tags]
-        steps = {task.name: _status(task.state) for task in own} if include_steps else None
+        steps = {task.name: status_of(task.state) for task in own} if include_steps else None
+        if state is not None and state.is_final():
+            end_run(run.id, state)
         return _run_status(run, state, own), steps
 
     def submit_isolated_step(self, step_run_info: "StepRunInfo", environment: dict[str, str]) -> None:
@@ -263,6 +281,24 @@ class PrefectOrchestrator(BaseOrchestrator):
         if (tell := step_begins.get()) is not None:
             tell(info.step_run_id)
 
+    def update_schedule(self, schedule: "ScheduleResponse", update: "ScheduleUpdate") -> None:
+        """Change a schedule's cron expression, or whether it is active, in Prefect."""
+        update_schedule(schedule, update)
+
+    def delete_schedule(self, schedule: "ScheduleResponse") -> None:
+        """Delete a schedule, and the runs that it has planned, in Prefect."""
+        delete_schedule(schedule)
+
+    def _stop_run(self, run: "PipelineRunResponse", graceful: bool = False) -> None:
+        """Stop a run: one that was handed over is cancelled in Prefect, whose worker ends it and its steps."""
+        flow_run_id = _flow_run_id(run.orchestrator_run_id)
+        with prefect_api():
+            submitted = read_flow_run(flow_run_id).deployment_id is not None
+        if not submitted:
+            super()._stop_run(run, graceful)
+        elif (state := cancel(flow_run_id)) is not None and state.is_final():
+            end_run(run.id, state)
+
     def _stop_run_gracefully(self, pipeline_run: "PipelineRunResponse") -> None:
         """Let the process that executes the run start no further step."""
         with prefect_api():
@@ -273,6 +309,22 @@ class PrefectOrchestrator(BaseOrchestrator):
         with prefect_api():
             stop(pipeline_run, _flow_run_id(pipeline_run.orchestrator_run_id), graceful=False, folder=_running_folder())
 
+    def _handed_over(
+        self,
+        snapshot: "PipelineSnapshotResponse",
+        run: "PipelineRunResponse | None",
+        settings: PrefectOrchestratorSettings,
+    ) -> SubmissionResult | None:
+        """Hand a run or a schedule to the work pool; None for a run that is to be executed here.
+
+        Inside a flow run it is executed there: a worker started that one, or somebody who waits for it.
+        """
+        if snapshot.schedule and run is None:
+            return submit_schedule(self.config, settings, snapshot)
+        if self.config.work_pool is None or run is None or current_flow_run_id() is not None:
+            return None
+        return submit_run(self.config, settings, snapshot, run)
+
     def _execute(
         self,
         snapshot: "PipelineSnapshotResponse",
@@ -280,12 +332,6 @@ class PrefectOrchestrator(BaseOrchestrator):
         settings: PrefectOrchestratorSettings,
         work: Callable[[], None],
     ) -> SubmissionResult:
-        if snapshot.schedule:
-            raise RuntimeError(
-                "the prefect orchestrator runs pipelines in the calling process and takes no ZenML schedule; "
-                "schedule a Prefect deployment of a flow that calls the pipeline instead"
-            )
-
         shared = current_flow_run_id() is not None
 
         run_id = run.id if run else None
@@ -429,7 +475,7 @@ def _claimed(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse | N
     flow_run_id = current_flow_run_id()
     assert flow_run_id is not None
     run_id = str(flow_run_id)
-    if run and shared and _id_taken(snapshot, run_id):
+    if run and shared and run.orchestrator_run_id != run_id and _id_taken(snapshot, run_id):
         run_id = f"{run_id}.{run.id}"
     with executing(Active(run_id, flow_run_url(flow_run_id), str(run.id) if run else None)):
         if run is None:
@@ -477,33 +523,23 @@ def _bury_dead_runs() -> None:
         except Exception as error:
             logger.warning("Flow run %s ended with its process; Prefect was not told: %s", facts["flow_run_id"], error)
         try:
-            _fail_zenml_run(UUID(facts["zenml_run_id"]), reason)
+            fail_run(UUID(facts["zenml_run_id"]), reason)
         except Exception as error:
             logger.warning("Run %s ended with its process; ZenML was not told: %s", facts["zenml_run_id"], error)
 
 
-def _fail_zenml_run(run_id: UUID, reason: str) -> None:
-    client = Client()
-    # The run first: of a stopped step alone ZenML would make a stopped run.
-    if not client.get_pipeline_run(run_id, hydrate=False).status.is_finished:
-        publish_utils.publish_pipeline_run_status_update(run_id, ExecutionStatus.FAILED, status_reason=reason)
-    for step_run in client.list_run_steps(pipeline_run_id=run_id, size=500).items:
-        if not step_run.status.is_finished:
-            publish_utils.publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPED)
-
-
-def _status(state: State[Any] | None) -> ExecutionStatus:
-    if state is None or state.is_pending() or state.is_scheduled():
-        return ExecutionStatus.INITIALIZING
-    if state.name == "Cached":
-        return ExecutionStatus.CACHED
-    return STATUS.get(state.type, ExecutionStatus.RUNNING)
+def _mark_if_silent(flow_run_id: UUID) -> None:
+    """Set Prefect's record right of a flow run whose worker was lost with it: its heartbeats are missing."""
+    with prefect_client() as client:
+        if (last := silent_since(client, read_flow_run(flow_run_id))) is not None:
+            mark_crashed(flow_run_id, f"Its process gave no sign since {last:%Y-%m-%d %H:%M:%S} UTC.")
 
 
 def _run_status(run: "PipelineRunResponse", state: State[Any] | None, own: list[TaskRun]) -> ExecutionStatus | None:
     """Status of a ZenML run, which may share its flow run with others."""
-    if run.status.is_finished or state is None or not state.is_final():
+    if run.status.is_finished or state is None or not state.is_final() or state.is_cancelled():
+        # ZenML knows better, or `end_run` has told it: of a run without steps it would take no "stopped".
         return None
     if state.is_completed() and any(not task.state or not task.state.is_completed() for task in own):
         return ExecutionStatus.FAILED
-    return _status(state)
+    return status_of(state)

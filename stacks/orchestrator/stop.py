@@ -4,27 +4,27 @@ Prefect's record of the flow run carries the wish, so that it reaches a process 
 cancelling, as `prefect flow-run cancel` sets it, or one named `Stopping` that lets steps that run come to their end.
 """
 
-import contextlib
 import logging
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import State, StateType
+from prefect.context import FlowRunContext
 from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.exceptions import RunStoppedException
-from zenml.orchestrators import publish_utils
 
 from stacks.orchestrator.attempt import STOPS
 from stacks.orchestrator.flow_run import mark_cancelled, prefect_client
+from stacks.orchestrator.outcome import publish_stopping, stop_run
 from stacks.orchestrator.running import process_of
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Watch:
     def _end(self, at_once: bool) -> None:
         self._asked = True
         if self._run_id and Client().get_pipeline_run(self._run_id, hydrate=False).status not in ENDING:
-            _mark_stopping(self._run_id)
+            publish_stopping(self._run_id, "Cancelled in Prefect.")
         self.graceful = True
         if at_once and self._main and not self._interrupted() and not self._over.is_set():
             # ZenML's signal handler ends the step that runs in this thread.
@@ -122,11 +122,14 @@ def watched(flow_run_id: UUID, run_id: UUID | None) -> Iterator[Watch]:
     watch = Watch(flow_run_id, run_id)
     token = current_watch.set(watch)
     try:
-        with watch.watching():
+        # What a deployment started, a worker ends: it kills the process.
+        context = FlowRunContext.get()
+        started_by_worker = bool(context and context.flow_run and context.flow_run.deployment_id)
+        with nullcontext() if started_by_worker else watch.watching():
             yield watch
     except BaseException as error:
         if run_id and (isinstance(error, STOPS) or watch.asked()):
-            end_stopped(run_id)
+            stop_run(run_id, "Stopped while it was executed.")
         raise
     finally:
         current_watch.reset(token)
@@ -148,7 +151,7 @@ def stop(run: "PipelineRunResponse", flow_run_id: UUID, graceful: bool, folder: 
     here = process_of(folder, str(run.id))
     if here is None and host == socket.gethostname():
         mark_cancelled(flow_run_id, "Its process had ended without a word when somebody stopped the run.")
-        end_stopped(run.id)
+        stop_run(run.id, "Stopped after its process had ended.")
         return
     wish: State[Any] = State(
         type=StateType.CANCELLING, name=GRACEFUL if graceful else None, message="Stopped in ZenML."
@@ -162,22 +165,3 @@ def stop(run: "PipelineRunResponse", flow_run_id: UUID, graceful: bool, folder: 
         logger.warning("Run '%s' is executed by %s, which was told through Prefect.", run.name, whose)
     elif not graceful:
         os.kill(here, signal.SIGINT)
-
-
-def end_stopped(run_id: UUID) -> None:
-    """Give a run that nobody executes any more, and its unfinished steps, their final state in ZenML."""
-    client = Client()
-    for step_run in client.list_run_steps(pipeline_run_id=run_id, size=500).items:
-        if not step_run.status.is_finished:
-            with contextlib.suppress(Exception):
-                publish_utils.publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPED)
-    if not client.get_pipeline_run(run_id, hydrate=False).status.is_finished:
-        _mark_stopping(run_id)
-    if not client.get_pipeline_run(run_id, hydrate=False).status.is_finished:
-        publish_utils.publish_pipeline_run_status_update(run_id, ExecutionStatus.STOPPED)
-
-
-def _mark_stopping(run_id: UUID) -> None:
-    publish_utils.publish_pipeline_run_status_update(
-        run_id, ExecutionStatus.STOPPING, status_reason="Cancelled in Prefect."
-    )

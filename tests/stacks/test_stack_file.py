@@ -32,10 +32,16 @@ CLOUD = {
     "GAUNTLET_MLFLOW_URL": "https://mlflow.example",
     "GAUNTLET_SLACK_CHANNEL": "C1",
     "GAUNTLET_REGISTRY": "registry.example/team",
-    "AWS_ACCESS_KEY_ID": "key-id-value",
-    "AWS_SECRET_ACCESS_KEY": "access-key-value",
+    "GAUNTLET_S3_ENDPOINT": "https://s3.example",
+    "GAUNTLET_S3_REGION": "us-east-1",
+    "GAUNTLET_S3_KEY_ID": "key-id-value",
+    "GAUNTLET_S3_SECRET": "access-key-value",
     "GAUNTLET_MLFLOW_USERNAME": "user-value",
     "GAUNTLET_MLFLOW_PASSWORD": "password-value",
+    "GAUNTLET_PREFECT_URL": "https://prefect.example/api",
+    "GAUNTLET_PREFECT_AUTH": "me:auth-value",
+    "GAUNTLET_DASK_SCHEDULER": "tls://dask.example:8786",
+    "GAUNTLET_CLOUD_SECRET": "pseudonym-value",
     "GAUNTLET_DATABASE_URL": "postgresql://u:secret-value@db.example/gauntlet",
 }
 MINIMAL = {"orchestrator": {"flavor": "prefect"}, "artifact_store": {"flavor": "local"}}
