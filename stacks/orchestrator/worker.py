@@ -30,7 +30,7 @@ from zenml.stack import Stack
 from zenml.utils import source_utils
 from zenml.utils.env_utils import temporary_environment
 
-from stacks.orchestrator.attempt import step_begins
+from stacks.orchestrator.attempt import signals_ready
 from stacks.orchestrator.flow_run import current_flow_run_id
 from stacks.orchestrator.outcome import fail_run, publish_stopping, stop_run
 
@@ -130,7 +130,7 @@ def _asked_first(cancelled: Callable[[], bool]) -> Iterator[None]:
         yield
         return
 
-    def put_in_front() -> Any:
+    def put_in_front() -> None:
         previous = signal.getsignal(signal.SIGTERM)
 
         def handle(number: int, frame: FrameType | None) -> None:
@@ -142,14 +142,14 @@ def _asked_first(cancelled: Callable[[], bool]) -> Iterator[None]:
                 previous(number, frame)
 
         signal.signal(signal.SIGTERM, handle)
-        return previous
 
-    before = put_in_front()
-    token = step_begins.set(lambda _: put_in_front())
+    before = signal.getsignal(signal.SIGTERM)
+    put_in_front()
+    token = signals_ready.set(put_in_front)
     try:
         yield
     finally:
-        step_begins.reset(token)
+        signals_ready.reset(token)
         signal.signal(signal.SIGTERM, before)
 
 
