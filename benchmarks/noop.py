@@ -35,3 +35,9 @@ def fan_out() -> None:
     """None waits for another."""
     for number in range(WIDTH):
         sleeper(id=f"sleeper_{number}")
+
+
+@pipeline(enable_cache=False)
+def one_sleeper() -> None:
+    """As little as a run can be."""
+    sleeper()
