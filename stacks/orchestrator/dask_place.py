@@ -114,10 +114,10 @@ class DaskPlace:
         else:
             address = self._address
         try:
-            client = Client(address, security=security, timeout=CONNECT_SECONDS, set_as_default=False, name="zenml")
-        except (OSError, ValueError, TypeError) as error:
+            client = _client(address, security)
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise PlaceError(
-                f"the Dask scheduler {address} did not answer within {CONNECT_SECONDS:g} seconds: "
+                f"the Dask scheduler {address} could not be reached within {CONNECT_SECONDS:g} seconds: "
                 f"{str(error)[:300]}. Start it (`dask scheduler`), or change dask_scheduler of the orchestrator; one "
                 "that speaks TLS is named tls://..., and its certificates are set by DASK_DISTRIBUTED__COMM__TLS__..."
             ) from None
@@ -284,6 +284,33 @@ class DaskProcess:
             self._future.release()
             self._commands.close()
             self._messages.close()
+
+
+def _client(address: str, security: Security | None) -> Client:
+    """A client that is connected, in bounded time: Dask's own bound ends where something accepts and says nothing.
+
+    Raises:
+        OSError: Nobody answers as a scheduler does.
+        ValueError: The address is none.
+        TypeError: It asks for certificates that are not configured.
+    """
+    made: list[Client] = []
+    failed: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            made.append(Client(address, security=security, timeout=CONNECT_SECONDS, set_as_default=False, name="zenml"))
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True, name="zenml-dask-connect")
+    thread.start()
+    thread.join(CONNECT_SECONDS + 1)
+    if failed:
+        raise failed[0]
+    if not made:
+        raise TimeoutError("something listens there, but it does not speak as a scheduler does")
+    return made[0]
 
 
 def _versions(client: Client) -> list[tuple[str, dict[str, str]]]:

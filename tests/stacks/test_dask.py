@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -401,17 +402,23 @@ def simple() -> None:
     plain()
 
 
-def test_a_scheduler_that_does_not_answer_is_a_failed_run(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody", "somebody else"])
+def test_a_scheduler_that_does_not_answer_is_a_failed_run_in_bounded_time(
+    listens: bool, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dask_place, "CONNECT_SECONDS", 1.0)
     before = Client().active_stack_model.id
-    nobody = f"tcp://127.0.0.1:{free_port()}"
-    add_stack("nobody", dask_scheduler=nobody)
-    Client().activate_stack("nobody")
-    try:
-        with pytest.raises(PlaceError, match=rf"{nobody} did not answer within 1 seconds.*dask scheduler"):
-            simple()
-    finally:
-        Client().activate_stack(before)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        if not listens:
+            server.close()
+        add_stack(f"silent-{listens}", dask_scheduler=address)
+        Client().activate_stack(f"silent-{listens}")
+        try:
+            with pytest.raises(PlaceError, match=rf"{address} could not be reached within 1 seconds.*dask scheduler"):
+                simple()
+        finally:
+            Client().activate_stack(before)
     ended_clearly("simple")
 
 
