@@ -32,10 +32,11 @@ from zenml.logger import add_zenml_filters
 from zenml.utils.env_utils import get_runtime_environment, temporary_environment
 from zenml.utils.filesync_model import FileSyncModel
 
-from stacks.orchestrator.attempt import STOPS, attempt, step_begins
+from stacks.orchestrator.attempt import STOPS, attempt, isolated_attempt, step_begins
 from stacks.orchestrator.failure import described
 
 if TYPE_CHECKING:
+    from zenml.config.step_configurations import StepConfiguration
     from zenml.models import PipelineSnapshotResponse
 
 NO_STORED_LOGS = ENV_ZENML_DISABLE_STEP_LOGS_STORAGE
@@ -210,12 +211,17 @@ def _run(job: dict[str, Any], channel: Channel) -> None:
 
         snapshot = store.get_snapshot(UUID(job["snapshot"]), step_configuration_filter=[job["step"]])
         if job.get("asks_zenml"):
-            os.environ.update(_environment_in_zenml(snapshot, job["step"]))
+            begun = job.get("step_run")
+            step = store.get_run_step(UUID(begun)).config if begun else snapshot.step_configurations[job["step"]].config
+            os.environ.update(_environment_in_zenml(snapshot, step))
         active = Active(job["orchestrator_run_id"], job["flow_run_url"], job["zenml_run_id"])
         token = step_begins.set(begins)
         try:
             with executing(active):
-                step_run = attempt(snapshot, job["step"], active.orchestrator_run_id)
+                if begun := job.get("step_run"):
+                    step_run = isolated_attempt(snapshot, UUID(begun))
+                else:
+                    step_run = attempt(snapshot, job["step"], active.orchestrator_run_id)
         finally:
             step_begins.reset(token)
         channel.send("done", id=str(step_run.id), status=str(step_run.status))
@@ -223,7 +229,7 @@ def _run(job: dict[str, Any], channel: Channel) -> None:
         channel.send("failed", stopped=isinstance(error, STOPS), **described(error))
 
 
-def _environment_in_zenml(snapshot: "PipelineSnapshotResponse", step: str) -> dict[str, str]:
+def _environment_in_zenml(snapshot: "PipelineSnapshotResponse", step: "StepConfiguration") -> dict[str, str]:
     """Variables of a step as ZenML gives them to the process that submits the run, for one that is elsewhere.
 
     Secrets of the stack are none of them: ZenML's step runner adds those by itself.
@@ -233,7 +239,7 @@ def _environment_in_zenml(snapshot: "PipelineSnapshotResponse", step: str) -> di
         **GlobalConfiguration().get_config_environment_vars(),
         ENV_ZENML_ACTIVE_STACK_ID: str(snapshot.stack.id),
         ENV_ZENML_ACTIVE_PROJECT_ID: str(snapshot.project_id),
-        **get_runtime_environment(snapshot.step_configurations[step].config, snapshot.stack),
+        **get_runtime_environment(step, snapshot.stack),
     }
 
 

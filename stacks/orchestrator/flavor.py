@@ -67,8 +67,13 @@ class PrefectOrchestratorConfig(BaseOrchestratorConfig, PrefectOrchestratorSetti
 
     @property
     def is_local(self) -> bool:
-        """Whether steps run on this machine: always."""
-        return True
+        """Whether runs are bound to this machine: not those that a work pool or a given Dask scheduler takes."""
+        return self.work_pool is None and self.dask_scheduler is None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether ZenML has to be a server: never; a database that all reach is enough, which `validation` looks at."""
+        return False
 
     @property
     def is_synchronous(self) -> bool:

@@ -24,7 +24,7 @@ from prefect.context import (
     TaskRunContext,
     get_settings_context,
 )
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import CancelledRun, ObjectNotFound
 from prefect.settings import (
     PREFECT_API_SSL_CERT_FILE,
     PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
@@ -143,7 +143,14 @@ def _show(state: State[Any]) -> None:
     emit_task_run_state_change_event(task_run, before, state)
 
 
-def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequence[str], label: str | None) -> None:
+def in_flow_run(
+    work: Callable[[], None],
+    name: str,
+    run_name: str,
+    tags: Sequence[str],
+    label: str | None,
+    stopped: Callable[[BaseException], bool] = lambda _: False,
+) -> None:
     """Call `work` inside the current flow run, or inside one of its own when there is none.
 
     Args:
@@ -152,6 +159,7 @@ def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequen
         run_name: Name of that flow run.
         tags: Added to the flow run, and to the task runs that `work` starts.
         label: One more tag, of the flow run only.
+        stopped: Whether what `work` raised means that somebody stopped it: its own flow run is then cancelled.
     """
     labels = [label] if label else []
     if current_flow_run_id():
@@ -160,9 +168,18 @@ def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequen
             work()
         return
 
-    def untagged_work() -> None:
-        with TagsContext(current_tags=TagsContext.get().current_tags - set(labels)):
-            work()
+    raised: list[BaseException] = []
+
+    def untagged_work() -> State[Any] | None:
+        try:
+            with TagsContext(current_tags=TagsContext.get().current_tags - set(labels)):
+                work()
+        except BaseException as error:
+            if not stopped(error):
+                raise
+            raised.append(error)
+            return Cancelled(message=str(error) or "Stopped.")
+        return None
 
     flow = Flow(
         untagged_work,
@@ -176,7 +193,10 @@ def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequen
         log_prints=False,
     )
     with prefect_tags(*tags, *labels):
-        flow()
+        try:
+            flow()
+        except CancelledRun:
+            raise raised[0] from None
 
 
 def flow_name(pipeline: str) -> str:
@@ -273,13 +293,22 @@ def read_states(flow_run_id: UUID) -> tuple[State[Any] | None, list[TaskRun]]:
 
 def mark_crashed(flow_run_id: UUID, reason: str) -> None:
     """Give a flow run that nobody executes any more, and its unfinished task runs, their final state."""
+    _mark(flow_run_id, Crashed(message=reason))
+
+
+def mark_cancelled(flow_run_id: UUID, reason: str) -> None:
+    """The same for one that somebody stopped."""
+    _mark(flow_run_id, Cancelled(message=reason))
+
+
+def _mark(flow_run_id: UUID, final: State[Any]) -> None:
     state, tasks = read_states(flow_run_id)
     with prefect_client() as client:
         for task in tasks:
             if not task.state or not task.state.is_final():
-                client.set_task_run_state(task.id, Crashed(message=reason), force=True)
+                client.set_task_run_state(task.id, final, force=True)
         if state is None or not state.is_final():
-            client.set_flow_run_state(flow_run_id, Crashed(message=reason), force=True)
+            client.set_flow_run_state(flow_run_id, final, force=True)
 
 
 def _local_results() -> Path | None:

@@ -2,8 +2,6 @@
 
 import atexit
 import logging
-import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +23,7 @@ from zenml.metadata.metadata_types import MetadataType, Uri
 from zenml.models import PipelineRunUpdate
 from zenml.orchestrators import BaseOrchestrator, SubmissionResult, publish_utils
 from zenml.orchestrators.step_launcher import StepLauncher
+from zenml.stack import StackValidator
 from zenml.utils.env_utils import temporary_environment
 
 from stacks.orchestrator.attempt import STOPS, attempt, step_begins
@@ -42,14 +41,21 @@ from stacks.orchestrator.flow_run import (
 )
 from stacks.orchestrator.interrupt import remembered_interrupt
 from stacks.orchestrator.outcome import end_run, fail_run, silent_since, status_of
-from stacks.orchestrator.running import bury, marked, process_of
+from stacks.orchestrator.running import bury, marked
 from stacks.orchestrator.schedules import delete_schedule, submit_schedule, update_schedule
+from stacks.orchestrator.stop import Watch, current_watch, stop, watched, whereabouts
 from stacks.orchestrator.submit import cancel, read_flow_run, submit_run
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
     from zenml.config.step_run_info import StepRunInfo
-    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, ScheduleResponse, ScheduleUpdate
+    from zenml.models import (
+        PipelineRunResponse,
+        PipelineSnapshotResponse,
+        ScheduleResponse,
+        ScheduleUpdate,
+        StepRunResponse,
+    )
     from zenml.stack import Stack
 
 logger = get_logger(__name__)
@@ -95,13 +101,25 @@ class PrefectOrchestrator(BaseOrchestrator):
 
     @property
     def run_init_cleanup_at_step_level(self) -> bool:
-        """Whether init and cleanup hooks run around each step: only when each has a process of its own."""
-        return self.config.where != "inline"
+        """Whether init and cleanup hooks run around each step: only in a process that is the step's own.
+
+        Asked outside of a run, whether the steps of a static pipeline have such.
+        """
+        if step_begins.get() is not None:
+            return True
+        return _active.get() is None and self.config.where != "inline"
 
     @property
     def supported_execution_modes(self) -> list[ExecutionMode]:
         """All of ZenML's execution modes."""
         return [ExecutionMode.FAIL_FAST, ExecutionMode.STOP_ON_FAILURE, ExecutionMode.CONTINUE_ON_FAILURE]
+
+    @property
+    def validator(self) -> StackValidator:
+        """What looks whether the stack's other components can be read where runs and steps are."""
+        from stacks.orchestrator.validation import fits
+
+        return StackValidator(custom_validation_function=lambda stack: fits(self.config, stack))
 
     def get_orchestrator_run_id(self) -> str:
         """The id of the run that is being executed, the same for all its steps and their retries.
@@ -120,6 +138,7 @@ class PrefectOrchestrator(BaseOrchestrator):
         return {
             METADATA_ORCHESTRATOR_URL: Uri(active.flow_run_url),
             METADATA_ORCHESTRATOR_RUN_ID: active.orchestrator_run_id,
+            **whereabouts(),
         }
 
     def submit_pipeline(
@@ -179,7 +198,7 @@ class PrefectOrchestrator(BaseOrchestrator):
         Raises:
             BaseException: What made the run fail.
         """
-        from stacks.orchestrator.dynamic import TaskRunRunner
+        from stacks.orchestrator.dynamic import run_dynamic
 
         settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
         if (elsewhere := self._handed_over(snapshot, placeholder_run, settings)) is not None:
@@ -187,8 +206,11 @@ class PrefectOrchestrator(BaseOrchestrator):
 
         def work() -> None:
             self._publish_link(placeholder_run)
-            with temporary_environment(environment):
-                TaskRunRunner(snapshot, placeholder_run, self, settings).run_pipeline()
+            active, watch = _active.get(), current_watch.get()
+            assert active is not None and watch is not None
+            with temporary_environment(environment), remembered_interrupt() as interrupted:
+                watch.interrupts(interrupted)
+                run_dynamic(self, snapshot, placeholder_run, active, task_policy(settings))
 
         return self._execute(snapshot, placeholder_run, settings, work)
 
@@ -218,6 +240,42 @@ class PrefectOrchestrator(BaseOrchestrator):
             end_run(run.id, state)
         return _run_status(run, state, own), steps
 
+    def submit_isolated_step(self, step_run_info: "StepRunInfo", environment: dict[str, str]) -> None:
+        """Start a step of a dynamic pipeline in a process of its own, as a task run of its own.
+
+        Raises:
+            RuntimeError: No dynamic pipeline is being executed here.
+        """
+        from stacks.orchestrator.isolated import isolated_steps
+
+        if (steps := isolated_steps.get()) is None:
+            raise RuntimeError(
+                f"step '{step_run_info.pipeline_step_name}' cannot be started: no dynamic pipeline is running here"
+            )
+        steps.start(step_run_info, environment)
+
+    def get_isolated_step_status(self, step_run: "StepRunResponse") -> ExecutionStatus:
+        """How an isolated step's process is doing; for others than the run's own process, what ZenML has."""
+        from stacks.orchestrator.isolated import isolated_status
+
+        return isolated_status(step_run)
+
+    def wait_for_isolated_step(self, step_run: "StepRunResponse") -> ExecutionStatus:
+        """Wait for the end of an isolated step; whatever interrupts the waiting ends the step."""
+        from stacks.orchestrator.isolated import isolated_steps
+
+        steps = isolated_steps.get()
+        if steps is None or steps.status(step_run.id) is None:
+            return super().wait_for_isolated_step(step_run)
+        return steps.wait(step_run.id)
+
+    def stop_isolated_step(self, step_run: "StepRunResponse") -> None:
+        """End an isolated step's process, by asking, then by force."""
+        from stacks.orchestrator.isolated import isolated_steps
+
+        if (steps := isolated_steps.get()) is not None:
+            steps.stop(step_run.id)
+
     def prepare_step_run(self, info: "StepRunInfo") -> None:
         """Tell whoever waits for it that the step's function is about to run in this process."""
         if (tell := step_begins.get()) is not None:
@@ -241,12 +299,15 @@ class PrefectOrchestrator(BaseOrchestrator):
         elif (state := cancel(flow_run_id)) is not None and state.is_final():
             end_run(run.id, state)
 
+    def _stop_run_gracefully(self, pipeline_run: "PipelineRunResponse") -> None:
+        """Let the process that executes the run start no further step."""
+        with prefect_api():
+            stop(pipeline_run, _flow_run_id(pipeline_run.orchestrator_run_id), graceful=True, folder=_running_folder())
+
     def _stop_run_forcefully(self, pipeline_run: "PipelineRunResponse") -> None:
         """Interrupt the process that executes the run; ZenML's signal handler then ends the step."""
-        process = process_of(_running_folder(), str(pipeline_run.id))
-        if process is None:
-            raise RuntimeError(f"run '{pipeline_run.name}' is not being executed on this machine")
-        os.kill(process, signal.SIGINT)
+        with prefect_api():
+            stop(pipeline_run, _flow_run_id(pipeline_run.orchestrator_run_id), graceful=False, folder=_running_folder())
 
     def _handed_over(
         self,
@@ -273,14 +334,24 @@ class PrefectOrchestrator(BaseOrchestrator):
     ) -> SubmissionResult:
         shared = current_flow_run_id() is not None
 
+        run_id = run.id if run else None
+        watches: list[Watch] = []
+
         def claimed_work() -> None:
-            with _claimed(snapshot, run, shared):
+            flow_run_id = current_flow_run_id()
+            assert flow_run_id is not None
+            with _claimed(snapshot, run, shared), watched(flow_run_id, run_id) as watch:
+                watches.append(watch)
                 work()
 
+        def stopped(error: BaseException) -> bool:
+            return isinstance(error, STOPS) or any(watch.asked() for watch in watches)
+
         name = snapshot.pipeline_configuration.name
+        label = str(run_id) if run_id else None
         with prefect_api():
             _bury_dead_runs()
-            in_flow_run(claimed_work, name, run.name if run else name, settings.tags, str(run.id) if run else None)
+            in_flow_run(claimed_work, name, run.name if run else name, settings.tags, label, stopped)
         return SubmissionResult()
 
     def _publish_link(self, run: "PipelineRunResponse | None") -> None:
@@ -299,9 +370,13 @@ class PrefectOrchestrator(BaseOrchestrator):
         states = StepStates()
         failed: dict[str, Exception] = {}
         skipped: set[str] = set()
+        watch = current_watch.get()
+        assert watch is not None
+        watch.interrupts(interrupted)
         for name, step in snapshot.step_configurations.items():
             if interrupted():
                 raise KeyboardInterrupt
+            watch.raise_if_graceful()
             blocked = [other for other in step.spec.upstream_steps if other in skipped or other in failed]
             if blocked or (failed and mode == ExecutionMode.STOP_ON_FAILURE):
                 logger.warning("Skipping step %s after failed or skipped %s.", name, ", ".join(blocked or failed))
@@ -328,20 +403,22 @@ class PrefectOrchestrator(BaseOrchestrator):
     ) -> None:
         from stacks.orchestrator.parallel import ParallelRun, most_at_once, place_for
 
-        active = _active.get()
-        assert active is not None
+        active, watch = _active.get(), current_watch.get()
+        assert active is not None and watch is not None
         with setup_execution_context(), remembered_interrupt() as interrupted:
+            watch.interrupts(interrupted)
             first = next(iter(snapshot.step_configurations.values()))
             # As its first step would; done here, eight first steps need not agree on who does it.
             run, begun = StepLauncher(snapshot, first, active.orchestrator_run_id)._create_or_reuse_run()
             if begun:
                 self._publish_link(run)
-            with place_for(self.config, snapshot, environments) as place:
+            with place_for(self.config, snapshot, snapshot.step_configurations, environments) as place:
                 steps = ParallelRun(snapshot, run, active, place, task_policy(settings))
                 limit = most_at_once(self.config, len(snapshot.step_configurations))
-                failed = steps.execute(limit, interrupted)
+                failed = steps.execute(limit, interrupted, lambda: watch.graceful)
             if interrupted():
                 raise KeyboardInterrupt
+            watch.raise_if_graceful()
         _raise_first(failed)
 
     def _run_step_as_task(

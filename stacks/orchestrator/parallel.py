@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from prefect.client.schemas.objects import State
 from zenml.enums import ExecutionStatus
@@ -20,16 +19,17 @@ from zenml.utils.logging_utils import LoggingContext
 
 from stacks.orchestrator.attempt import end_retries
 from stacks.orchestrator.demand import demand
-from stacks.orchestrator.failure import StepFailed, rebuilt
 from stacks.orchestrator.flavor import PrefectOrchestratorConfig
-from stacks.orchestrator.flow_run import StepStates, TaskPolicy, show_running, show_waiting
+from stacks.orchestrator.flow_run import StepStates, TaskPolicy
 from stacks.orchestrator.orchestrator import Active, delays, final_state, task_key
-from stacks.orchestrator.place import Place, PlaceError, StepProcess
-from stacks.orchestrator.pool import PoolPlace, Wanted, name_of_signal
+from stacks.orchestrator.place import Place, StepProcess
+from stacks.orchestrator.pool import PoolPlace, Wanted
 from stacks.orchestrator.schedule import Schedule
 from stacks.orchestrator.step_log import StepLog
+from stacks.orchestrator.step_process import ProcessDied, follow, levels
 
 if TYPE_CHECKING:
+    from zenml.config.step_configurations import Step
     from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
 
 logger = logging.getLogger(__name__)
@@ -38,17 +38,18 @@ logger = logging.getLogger(__name__)
 def place_for(
     config: PrefectOrchestratorConfig,
     snapshot: "PipelineSnapshotResponse",
+    steps: Mapping[str, "Step"],
     environments: Mapping[str, dict[str, str]],
 ) -> Place:
-    """Where the steps of a run get their processes from: this machine's pool, or Dask's workers.
+    """Where steps get their processes from: this machine's pool, or Dask's workers.
 
     Args:
         config: The component's configuration.
         snapshot: The pipeline's snapshot.
+        steps: Those that are going to run, by name.
         environments: For each step, variables on top of this process's; Dask's workers ask ZenML for them instead.
     """
     assert snapshot.stack is not None
-    steps = snapshot.step_configurations
     wanted = Wanted(
         sorted({type(component).__module__ for component in Stack.from_model(snapshot.stack).all_components}),
         sorted({step.spec.source.import_path for step in steps.values()}),
@@ -102,8 +103,8 @@ class ParallelRun:
         self._stopping = False
         self._lock = threading.Lock()
 
-    def execute(self, limit: int, interrupted: Callable[[], bool]) -> dict[str, Exception]:
-        """Run all steps, at most `limit` at once.
+    def execute(self, limit: int, interrupted: Callable[[], bool], ending: Callable[[], bool]) -> dict[str, Exception]:
+        """Run all steps, at most `limit` at once, until somebody interrupts or wants no further one to start.
 
         Returns:
             What failed steps raised, by name, when the pipeline's mode goes on after failures.
@@ -115,7 +116,7 @@ class ParallelRun:
         mode = self._snapshot.pipeline_configuration.execution_mode
         graph = {name: step.spec.upstream_steps for name, step in steps.items()}
         schedule = Schedule(graph, self._run_as_task, self._stop, limit, mode)
-        schedule.run(interrupted)
+        schedule.run(interrupted, ending)
         return schedule.failed
 
     def _run_as_task(self, name: str) -> None:
@@ -136,7 +137,7 @@ class ParallelRun:
     def _attempt(self, name: str) -> State[Any] | None:
         if self._cached(name):
             return final_state(ExecutionStatus.CACHED)
-        log = StepLog(self._snapshot, name, self._run)
+        log = StepLog(self._snapshot.step_configurations[name].config, self._snapshot, self._run)
         try:
             return final_state(ExecutionStatus(self._in_process(name, log)))
         finally:
@@ -159,39 +160,13 @@ class ParallelRun:
 
     def _in_process(self, name: str, log: StepLog) -> str:
         process = self._started(name)
-        step_run_id: UUID | None = None
-        end: dict[str, Any] = {}
-        exit_code: int | None = None
-        reason = None
         try:
-            for message in process.messages():
-                match message.pop("kind"):
-                    case "line":
-                        log.line(**message)
-                    case "record":
-                        log.record(message)
-                    case "step":
-                        step_run_id = UUID(message["id"])
-                        log.begin(step_run_id)
-                    case "waits":
-                        show_waiting(message["for"])
-                    case "place":
-                        show_running()
-                        logger.info("Step `%s` runs on %s.", name, message["name"])
-                    case "exit":
-                        exit_code, reason = message["status"], message["reason"]
-                    case _:
-                        end = message
-        except PlaceError as error:
-            reason = str(error)
+            return follow(process, name, log)
+        except ProcessDied as death:
+            raise self._died(name, death) from None
         finally:
             with self._lock:
                 del self._processes[name]
-        if "status" in end:
-            return str(end["status"])
-        if end:
-            raise rebuilt(end)
-        raise self._died(name, step_run_id, reason or _how_it_ended(exit_code), log)
 
     def _started(self, name: str) -> StepProcess:
         if self._stopping:
@@ -205,37 +180,25 @@ class ParallelRun:
         return process
 
     def _job(self, name: str) -> dict[str, Any]:
-        loggers = {"": logging.getLogger(), **logging.Logger.manager.loggerDict}
         return {
             "snapshot": str(self._snapshot.id),
             "step": name,
             "orchestrator_run_id": self._active.orchestrator_run_id,
             "flow_run_url": self._active.flow_run_url,
             "zenml_run_id": self._active.zenml_run_id,
-            "levels": {key: each.level for key, each in loggers.items() if isinstance(each, logging.Logger)},
+            "levels": levels(),
         }
 
-    def _died(self, name: str, step_run_id: UUID | None, how: str, log: StepLog) -> Exception:
+    def _died(self, name: str, death: ProcessDied) -> Exception:
         """Record the end of a process that could not tell of it itself; returns what to raise."""
-        reason = f"the process of step '{name}' ended before the step did: {how}"
-        log.line("stderr", reason)
         stopped = self._stopping
-        if step_run_id is not None:
+        if death.step_run_id is not None:
             publish_utils.publish_step_run_status_update(
-                step_run_id,
+                death.step_run_id,
                 ExecutionStatus.STOPPED if stopped else ExecutionStatus.FAILED,
-                exception_info=ExceptionInfo(traceback=reason, message=reason),
+                exception_info=ExceptionInfo(traceback=str(death), message=str(death)),
             )
         if stopped:
             end_retries(self._snapshot, name)
-            return RunStoppedException(reason)
-        return StepFailed(reason)
-
-
-def _how_it_ended(exit_code: int | None) -> str:
-    if exit_code is None:
-        return "nobody saw how"
-    if exit_code >= 0:
-        return f"exit code {exit_code}"
-    hint = ", as when memory runs out" if exit_code == -signal.SIGKILL else ""
-    return f"{name_of_signal(exit_code)}{hint}"
+            return RunStoppedException(str(death))
+        return death
