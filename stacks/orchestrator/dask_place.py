@@ -57,6 +57,7 @@ class DaskPlace:
         self._address = address
         self._workers = workers
         self._local: LocalDask | None = None
+        self._used = contextlib.ExitStack()
         self._client: Client | None = None
         self._lock = threading.Lock()
 
@@ -68,7 +69,7 @@ class DaskPlace:
         """
         if self._address is None:
             self._refuse(unmet(self._demands, {"each worker": shares(self._workers)}), {})
-            self._local = local_cluster(self._workers)
+            self._local = self._used.enter_context(local_cluster(self._workers))
             return self
         try:
             self._look_at_workers(self._connected())
@@ -79,9 +80,8 @@ class DaskPlace:
 
     def __exit__(self, *_: object) -> None:
         """Leave the scheduler; this machine's cluster stays warm for the next run."""
-        if self._client is not None:
-            with contextlib.suppress(Exception):
-                self._client.close(timeout=5)
+        self._disconnect()
+        self._used.close()
 
     def start(self, job: Mapping[str, Any]) -> "DaskProcess":
         """Give a step to Dask, to be run by a worker that has what the step needs.
@@ -101,14 +101,20 @@ class DaskPlace:
         """A client of the scheduler; a new one when the former has lost it."""
         with self._lock:
             if self._client is None or self._client.status != "running":
-                self.__exit__()
+                self._disconnect()
                 self._client = self._connect()
             return self._client
+
+    def _disconnect(self) -> None:
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                self._client.close(timeout=5)
 
     def _connect(self) -> Client:
         security = None
         if self._address is None:
-            self._local = local_cluster(self._workers)
+            if self._local is None or not self._local.alive():
+                self._local = self._used.enter_context(local_cluster(self._workers))
             address, secrets = self._local.address()
             security = Security(**secrets)
         else:

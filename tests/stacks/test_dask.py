@@ -38,7 +38,7 @@ from tests.stacks.dask_cluster import Cluster, free_port, running, until
 from tests.stacks.pipelines import find, flow_run_of, last_run, leave, sent, statuses, stored, task_runs
 
 LINES = 40
-FLOOD = 10_000
+FLOOD = 5_000
 
 
 def add_stack(name: str, **config: Any) -> None:
