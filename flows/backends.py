@@ -68,7 +68,7 @@ class Service:
         process = self._running.enter_context(
             tethered(
                 as_user(self.owner, self.command),
-                env=bare_environment() | self.environment,
+                env={**bare_environment(), **self.environment},
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,

@@ -29,7 +29,7 @@ class LocalDask:
         self._told: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._stack = ExitStack()
-        self._errors = self._stack.enter_context(tempfile.TemporaryFile())
+        self._errors = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
         # By path and with -P: neither the caller's folder nor this one may shadow a module.
         command = [sys.executable, "-P", str(Path(__file__).absolute()), str(workers)]
         self._process = self._stack.enter_context(
