@@ -1,4 +1,4 @@
-"""Databases of a test, their files too: SQLite, or a schema of its own in the PostgreSQL of `GAUNTLET_TEST_POSTGRES`."""
+"""Databases of a test, their files too: SQLite, or a schema of its own in `GAUNTLET_TEST_POSTGRES`."""
 
 import os
 import subprocess
