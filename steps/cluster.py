@@ -78,7 +78,7 @@ class Cluster:
             places = {future.key: place for place, future in enumerate(futures)}
             found: list[Any] = [None] * len(futures)
             try:
-                for future in as_completed(futures, loop=self.client.loop):
+                for future in as_completed(futures):
                     found[places[future.key]] = future.result()
                     future.release()
             except BaseException:
@@ -140,7 +140,8 @@ def cluster(work: str) -> Iterator[Cluster]:
     with ExitStack() as stack:
         address = os.environ.get(SCHEDULER)
         found = _given(stack, work, address) if address else _own(stack, work)
-        yield found
+        with found.client.as_current():
+            yield found
         with contextlib.suppress(Exception):  # a figure for the log
             count, limit = len(found.workers), f" of {found.limit / 2**30:.2f}" if found.limit else ""
             log.info("%s: %d Dask workers, the largest at most %.2f%s GiB", work, count, found.peak() / 2**30, limit)

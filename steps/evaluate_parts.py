@@ -98,9 +98,21 @@ def score_partitions(
         WorkError: Workers do not start or are lost.
     """
     with cluster("evaluate") as dask:
-        config, name = release.config, f"v{champion_version}"
-        sample = search_sample(dask.each, config, train)
-        found = _answered(dask, config, release, champion, plain_pipeline(config, sample), test)
+        return score(dask, release, train, test, champion, champion_version)
+
+
+def score(
+    dask: Cluster,
+    release: Release,
+    train: Partitions,
+    test: Partitions,
+    champion: Release | None = None,
+    champion_version: int | None = None,
+) -> Scored:
+    """Have all test rows answered by workers; see `score_partitions`."""
+    config, name = release.config, f"v{champion_version}"
+    sample = search_sample(dask.each, config, train)
+    found = _answered(dask, config, release, champion, plain_pipeline(config, sample), test)
     answers = _joined([one.answers for one in found])
     chosen = np.concatenate([one.chosen for one in found])
     looked = pd.concat([one.looked for one in found], ignore_index=True)

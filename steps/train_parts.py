@@ -135,7 +135,8 @@ def _watched(dask: Cluster, learn: Any) -> Any:
 
     def run() -> None:
         try:
-            found.append(learn())
+            with dask.client.as_current():
+                found.append(learn())
         except BaseException as error:
             failed.append(error)
 
