@@ -24,6 +24,7 @@ from bentos.settings import Following, following
 from bentos.startup import Listening, bound_connections, require_answers, require_workers, supervise, workers
 from models.errors import GauntletError, WorkError
 from stacks import logs
+from stacks.active import use_served_stack
 from stacks.home import home_dir
 
 log = logging.getLogger("gauntlet.service")
@@ -78,6 +79,7 @@ class Gauntlet:
 
     def __init__(self) -> None:
         """Load the Release into this worker, or begin to follow."""
+        use_served_stack()
         lifecycle.attend()
         logs.inherit()
         metrics().watch(_measure)
@@ -101,6 +103,8 @@ class Gauntlet:
         logs.inherit()
         listening = Listening.planned()
         try:
+            # The workers inherit it.
+            use_served_stack()
             require_workers()
             if packaged():
                 bento_version()

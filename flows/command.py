@@ -363,11 +363,11 @@ def stack_apply(
 
 
 def _changes(name: str | None, apply: bool, as_json: bool) -> None:
-    from flows.console import quiet_home
+    from flows.console import quiet_tools
     from flows.views import print_changes
     from stacks import stack_file
 
-    quiet_home()
+    quiet_tools()
     print_changes((stack_file.apply if apply else stack_file.plan)(name or "local"), apply, as_json)
 
 

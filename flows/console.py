@@ -17,6 +17,7 @@ from rich.table import Table
 from models.config import Logging
 from models.errors import bounded
 from stacks import logs
+from stacks.active import use_stack
 from stacks.home import use_home
 from stacks.logs import ENGINES, OURS, masked
 from stacks.terminal import terminal
@@ -74,10 +75,17 @@ class RunHandler(logging.Handler):
             err.print(f"  [red]✗[/red] {match[1]}")
 
 
-def quiet_home() -> Path:
-    """The tools' homes, for a command that runs nothing: ZenML then tells errors only."""
+def quiet_tools() -> Path:
+    """The tools' homes, for a command that is about no stack: ZenML then tells errors only."""
     os.environ.setdefault("ZENML_LOGGING_VERBOSITY", "ERROR")
     return use_home()
+
+
+def quiet_home() -> Path:
+    """The tools' homes and what the active stack carries, for a command that runs nothing."""
+    home = quiet_tools()
+    use_stack()
+    return home
 
 
 def use_logging(wanted: Logging, **ids: str) -> None:

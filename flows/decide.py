@@ -12,6 +12,7 @@ from flows.gates import print_gates
 from flows.run import own_error, use_prefect
 from models.config import load_model
 from models.errors import ConfigError
+from stacks.active import use_stack
 from stacks.home import use_home
 from stacks.ledger import Entry, current_actor, open_ledger
 from stacks.lifecycle import Standing
@@ -29,6 +30,7 @@ def promote_by_hand(model: str, version: int, why: str, overrides: Sequence[str]
     config = load_model(model).config
     _require_reason(why)
     home = use_home()
+    use_stack()
     # Before anything is started: a wrong key is wrong usage.
     current_actor()
     with use_prefect(home, "flows.approval"):

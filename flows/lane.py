@@ -21,6 +21,7 @@ from uuid import UUID
 from flows.console import STARTED
 from flows.run import own_error, use_prefect
 from models.errors import GauntletError, bounded
+from stacks.active import use_stack
 from stacks.home import use_home
 
 GRACE_SECONDS = 5.0
@@ -132,7 +133,9 @@ def main() -> int:
     answers = _Answers()
     orders = _Orders()
     try:
-        with use_prefect(use_home()), _telling_steps(answers):
+        home = use_home()
+        use_stack()
+        with use_prefect(home), _telling_steps(answers):
             for number, order in enumerate(orders):
                 done = _work(order, answers)
                 gc.collect()

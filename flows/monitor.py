@@ -17,6 +17,7 @@ from flows.release import Run, finished, output
 from flows.resolve import resolve_model
 from flows.retrain import act
 from stacks import registry
+from stacks.active import use_stack
 from stacks.findings import Findings, read_findings
 from stacks.home import clone_dir
 from stacks.ledger import open_ledger
@@ -49,6 +50,7 @@ def monitor(
             decided could not be done; the team was told of the findings then.
     """
     started = time.monotonic()
+    use_stack()
     watch = watch_of([checks] if isinstance(checks, str) else checks or (), window, at)
     # Where ZenML otherwise looks for a repository anew, in this folder and all above, for each function and type.
     source_utils.set_custom_source_root(str(clone_dir()))

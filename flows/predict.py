@@ -5,6 +5,7 @@ from typing import Any, Literal
 from prefect import flow
 
 from models.config import load_model
+from stacks.active import use_stack
 from stacks.home import use_home
 
 
@@ -43,6 +44,7 @@ def predict(
     """
     load_model(model)
     use_home()
+    use_stack()
     from steps import batch
     from steps.resume import Order
 

@@ -16,6 +16,7 @@ from zenml.utils.pagination_utils import depaginate
 from flows.pipelines import release_pipeline
 from models.errors import ConfigError, WorkError
 from stacks import registry
+from stacks.active import use_stack
 from stacks.home import clone_dir
 from stacks.ledger import current_actor, open_ledger
 from stacks.stack_file import ensure_active
@@ -63,6 +64,7 @@ def release(model: str, version: int, why: str, overrides: list[str] | None = No
     Raises:
         GauntletError: A rule or a gate stands against it, or a step failed; the champion is as before.
     """
+    use_stack()
     return promote_version(model, version, why, overrides or (), current_actor())
 
 

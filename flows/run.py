@@ -12,6 +12,7 @@ from flows.console import err, out, quiet_home, speaks, use_logging
 from flows.retire import repair_first
 from models.config import Logging, load_model, parse_set
 from models.errors import ConfigError, GauntletError, WorkError
+from stacks.active import use_stack
 from stacks.home import use_home
 from stacks.ledger import current_actor
 
@@ -40,6 +41,7 @@ def run_model(model: str, source: str | None, settings: Sequence[str], why: str,
         use_logging(config.logging, model=model)
     (err if quiet else out).print(f"[bold]{model}[/bold]: source '{used.name}' ({used.label})")
     home = use_home()
+    use_stack()
     # A wrong key is wrong usage, said before anything starts.
     current_actor()
     with use_prefect(home):

@@ -20,6 +20,7 @@ from flows.usage import log_usages, step_usages
 from models.config import ModelConfig
 from models.errors import ConfigError
 from stacks import registry
+from stacks.active import use_stack
 from stacks.home import clone_dir
 from stacks.installed import remember_installed
 from stacks.ledger import current_actor, open_ledger
@@ -73,6 +74,7 @@ def train(
     Raises:
         GauntletError: The configuration, the data or a step failed; the champion is as before.
     """
+    use_stack()
     run = str(flow_run.id)
     question = question_of(model, run)
     if question is None:

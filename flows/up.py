@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.console import err, out, quiet_home
+from flows.console import err, out, quiet_tools
 from flows.deployments import ALL, POOL, prefect_file, render_deployments
 from models.config import model_names
 from models.errors import ConfigError, GauntletError, WorkError
@@ -171,7 +171,7 @@ def deploy() -> int:
 
 def prepare() -> int:
     """Make what all runs share, before anything else touches it."""
-    quiet_home()
+    quiet_tools()
     from flows.lane import prepare as prepare_shared
 
     prepare_shared()

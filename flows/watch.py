@@ -10,6 +10,7 @@ from rich.table import Table
 from flows.console import err, number, out, print_json, span, use_logging
 from flows.run import own_error, use_prefect
 from models.config import load_model
+from stacks.active import use_stack
 from stacks.home import use_home
 from stacks.ledger import open_ledger
 from steps.watch import require_champion, watch_of
@@ -36,6 +37,7 @@ def look_at(model: str, checks: Sequence[str], window: str | None, at: str | Non
     config = load_model(model).config
     watch = watch_of(checks, window, at)
     home = use_home()
+    use_stack()
     version = require_champion(model, open_ledger())
     (err if quiet else out).print(f"[bold]{model}[/bold]: v{version} is looked at: {', '.join(watch.checks)}")
     with use_prefect(home, "flows.monitor"):

@@ -414,7 +414,12 @@ class Ledger:
 
 def database_url() -> str:
     """The ledger's database: `GAUNTLET_DATABASE`, else `gauntlet.db` in the home."""
-    return os.environ.get("GAUNTLET_DATABASE") or f"sqlite:///{home_dir() / 'gauntlet.db'}"
+    return os.environ.get("GAUNTLET_DATABASE") or home_database()
+
+
+def home_database() -> str:
+    """The database of the home, `gauntlet.db`."""
+    return f"sqlite:///{home_dir() / 'gauntlet.db'}"
 
 
 def open_ledger() -> Ledger:

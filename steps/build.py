@@ -32,6 +32,7 @@ _CODE: Mapping[str, tuple[str, ...]] = {
     "stacks": (
         *(
             "__init__.py",
+            "active.py",
             "alerts.py",
             "audit.py",
             "findings.py",
@@ -40,7 +41,10 @@ _CODE: Mapping[str, tuple[str, ...]] = {
             "ledger.py",
             "lifecycle.py",
             "logs.py",
+            "stack_file.py",
+            "write_ahead.py",
         ),
+        "*.yaml",
         "migrations/**/*.py",
     ),
 }

@@ -14,8 +14,9 @@ from packaging.markers import Marker
 
 from models.errors import GauntletError, bounded
 from stacks import registry
+from stacks.active import served_database
 from stacks.home import clone_dir, use_home
-from stacks.ledger import Ledger, open_ledger
+from stacks.ledger import Ledger, home_database, open_ledger
 from stacks.lifecycle import Standing
 
 LOCK = "requirements.lock"
@@ -208,18 +209,21 @@ def check_server() -> Iterator[Finding]:
 
 
 def check_database() -> Iterator[Finding]:
-    """`GAUNTLET_DATABASE` of this shell and of the active stack name the same database."""
+    """A service started from this shell and a run on the active stack use the same database."""
     from stacks.stack_file import active_environment
 
+    served = served_database()
     theirs = active_environment().get("GAUNTLET_DATABASE")
-    mine = os.environ.get("GAUNTLET_DATABASE")
-    here = open_ledger().shown
-    if theirs is None or theirs == mine:
+    if theirs is None and not os.environ.get("GAUNTLET_STACK"):
+        theirs = served
+    here, stack = (Ledger(url or home_database()).shown for url in (served, theirs))
+    if served == theirs:
         yield Finding("database", True, here)
         return
-    stack = Ledger(theirs).shown
-    cure = "set GAUNTLET_DATABASE to the stack's, or choose another stack by `zenml stack set`"
-    yield Finding("database", False, f"this shell uses {here}, the active stack {stack}", cure)
+    cure = (
+        "set GAUNTLET_STACK (or GAUNTLET_DATABASE) to the active stack's, or choose another stack by `zenml stack set`"
+    )
+    yield Finding("database", False, f"a service from this shell uses {here}, the active stack {stack}", cure)
 
 
 def _standings() -> Iterator[tuple[str, Standing]]:

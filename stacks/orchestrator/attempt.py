@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from zenml.client import Client
+from zenml.config.step_configurations import Step
+from zenml.config.step_run_info import StepRunInfo
 from zenml.enums import ExecutionStatus
 from zenml.exceptions import RunInterruptedException, RunStoppedException
 from zenml.execution.step.utils import launch_step
 from zenml.logger import logging_context
-from zenml.orchestrators import publish_utils
+from zenml.models import StepRunUpdate
+from zenml.orchestrators import input_utils, output_utils, publish_utils
+from zenml.orchestrators.signal_handler import SignalHandler
+from zenml.orchestrators.step_runner import StepRunner
+from zenml.stack import Stack
 from zenml.steps.heartbeat import StepHeartBeatTerminationException
 
 from stacks.orchestrator.resources import attach, measured
@@ -56,6 +62,53 @@ def attempt(snapshot: "PipelineSnapshotResponse", name: str, orchestrator_run_id
         raise
     attach(step_run, usage())
     return step_run
+
+
+def isolated_attempt(snapshot: "PipelineSnapshotResponse", step_run_id: UUID) -> "StepRunResponse":
+    """Run an isolated step of a dynamic pipeline, which ZenML has begun a record of, here.
+
+    Args:
+        snapshot: The pipeline's snapshot.
+        step_run_id: ZenML's record of the step.
+
+    Returns:
+        The finished record.
+
+    Raises:
+        BaseException: What the step raised; one of `STOPS` when somebody stopped it.
+    """
+    store = Client().zen_store
+    step_run = store.update_run_step(step_run_id, StepRunUpdate(status=ExecutionStatus.RUNNING))
+    run = Client().get_pipeline_run(step_run.pipeline_run_id)
+    step = Step(spec=step_run.spec, config=step_run.config, step_config_overrides=step_run.config)
+    assert snapshot.stack is not None
+    stack = Stack.from_model(snapshot.stack)
+    info = StepRunInfo(
+        config=step.config,
+        spec=step.spec,
+        snapshot=snapshot,
+        step_run=step_run,
+        pipeline=snapshot.pipeline_configuration,
+        run_name=run.name,
+        pipeline_step_name=step_run.name,
+        run_id=run.id,
+        step_run_id=step_run.id,
+        force_write_logs=lambda: None,
+    )
+    mode = snapshot.pipeline_configuration.execution_mode
+    with measured() as usage, logging_context(step=step_run.name), SignalHandler(step_run, mode):
+        # With parameters that are loaded when the step runs.
+        input_utils.resolve_step_inputs(step=step, pipeline_run=run)
+        uris = output_utils.prepare_output_artifact_uris(step_run=step_run, stack=stack, step=step)
+        finished = StepRunner(step=step, stack=stack).run(
+            pipeline_run=run,
+            step_run=step_run,
+            input_artifacts=step_run.regular_inputs,
+            output_artifact_uris=uris,
+            step_run_info=info,
+        )
+    attach(finished, usage())
+    return finished
 
 
 def end_retries(snapshot: "PipelineSnapshotResponse", step_name: str) -> None:

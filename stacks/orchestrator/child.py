@@ -17,18 +17,27 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from zenml.client import Client
 from zenml.config.global_config import GlobalConfiguration
-from zenml.constants import ENV_ZENML_DISABLE_DATABASE_MIGRATION, ENV_ZENML_DISABLE_STEP_LOGS_STORAGE
+from zenml.constants import (
+    ENV_ZENML_ACTIVE_PROJECT_ID,
+    ENV_ZENML_ACTIVE_STACK_ID,
+    ENV_ZENML_DISABLE_DATABASE_MIGRATION,
+    ENV_ZENML_DISABLE_STEP_LOGS_STORAGE,
+)
 from zenml.logger import add_zenml_filters
-from zenml.utils.env_utils import temporary_environment
+from zenml.utils.env_utils import get_runtime_environment, temporary_environment
 from zenml.utils.filesync_model import FileSyncModel
 
-from stacks.orchestrator.attempt import STOPS, attempt, step_begins
+from stacks.orchestrator.attempt import STOPS, attempt, isolated_attempt, step_begins
 from stacks.orchestrator.failure import described
+
+if TYPE_CHECKING:
+    from zenml.config.step_configurations import StepConfiguration
+    from zenml.models import PipelineSnapshotResponse
 
 NO_STORED_LOGS = ENV_ZENML_DISABLE_STEP_LOGS_STORAGE
 PLAIN = (str, int, float, bool, type(None))
@@ -201,16 +210,37 @@ def _run(job: dict[str, Any], channel: Channel) -> None:
             channel.send("step", id=str(step_run_id))
 
         snapshot = store.get_snapshot(UUID(job["snapshot"]), step_configuration_filter=[job["step"]])
+        if job.get("asks_zenml"):
+            begun = job.get("step_run")
+            step = store.get_run_step(UUID(begun)).config if begun else snapshot.step_configurations[job["step"]].config
+            os.environ.update(_environment_in_zenml(snapshot, step))
         active = Active(job["orchestrator_run_id"], job["flow_run_url"], job["zenml_run_id"])
         token = step_begins.set(begins)
         try:
             with executing(active):
-                step_run = attempt(snapshot, job["step"], active.orchestrator_run_id)
+                if begun := job.get("step_run"):
+                    step_run = isolated_attempt(snapshot, UUID(begun))
+                else:
+                    step_run = attempt(snapshot, job["step"], active.orchestrator_run_id)
         finally:
             step_begins.reset(token)
         channel.send("done", id=str(step_run.id), status=str(step_run.status))
     except BaseException as error:
         channel.send("failed", stopped=isinstance(error, STOPS), **described(error))
+
+
+def _environment_in_zenml(snapshot: "PipelineSnapshotResponse", step: "StepConfiguration") -> dict[str, str]:
+    """Variables of a step as ZenML gives them to the process that submits the run, for one that is elsewhere.
+
+    Secrets of the stack are none of them: ZenML's step runner adds those by itself.
+    """
+    assert snapshot.stack is not None
+    return {
+        **GlobalConfiguration().get_config_environment_vars(),
+        ENV_ZENML_ACTIVE_STACK_ID: str(snapshot.stack.id),
+        ENV_ZENML_ACTIVE_PROJECT_ID: str(snapshot.project_id),
+        **get_runtime_environment(step, snapshot.stack),
+    }
 
 
 @contextmanager

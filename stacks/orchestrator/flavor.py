@@ -1,5 +1,6 @@
 """What ZenML knows of the flavor before it runs anything: name, configuration, settings. Imports no Prefect."""
 
+import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,8 @@ from zenml.orchestrators.base_orchestrator import BaseOrchestratorFlavor
 if TYPE_CHECKING:
     from stacks.orchestrator.orchestrator import PrefectOrchestrator
 
+logger = logging.getLogger(__name__)
+
 FLAVOR_NAME = "prefect"
 
 
@@ -19,6 +22,7 @@ class PrefectOrchestratorSettings(BaseSettings):
     tags: tuple[str, ...] = Field((), description="Further tags of the Prefect flow run and its task runs.")
     log_prints: bool = Field(False, description="Whether what steps print is also sent to Prefect's log of the run.")
     synchronous: bool = Field(True, description="Whether the pipeline call waits for the end of a submitted run.")
+    timezone: str = Field("UTC", description="Time zone of the cron expressions of schedules, as Europe/Berlin.")
     job_variables: dict[str, Any] = Field(
         default_factory=dict, description="Of the work pool's job, over what the pool and the resources of steps say."
     )
@@ -63,18 +67,25 @@ class PrefectOrchestratorConfig(BaseOrchestratorConfig, PrefectOrchestratorSetti
 
     @property
     def is_local(self) -> bool:
-        """Whether steps run on this machine: always."""
-        return True
+        """Whether runs are bound to this machine: not those that a work pool or a given Dask scheduler takes."""
+        return self.work_pool is None and self.dask_scheduler is None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether ZenML has to be a server: never; a database that all reach is enough, which `validation` looks at."""
+        return False
 
     @property
     def is_synchronous(self) -> bool:
-        """Whether the run is over when the pipeline call returns: always."""
-        return True
+        """Whether the run is over when the pipeline call returns: unless a work pool takes it and nobody waits."""
+        return self.work_pool is None or self.synchronous
 
     @property
     def is_schedulable(self) -> bool:
-        """Whether ZenML schedules are accepted: never; ZenML refuses them with a message."""
-        return False
+        """Whether ZenML schedules are accepted: with a work pool, whose worker starts the runs."""
+        if self.work_pool is None:
+            logger.error("Schedules need a work pool, whose worker starts the runs: set the orchestrator's work_pool.")
+        return self.work_pool is not None
 
     @property
     def supports_client_side_caching(self) -> bool:

@@ -24,7 +24,7 @@ from prefect.context import (
     TaskRunContext,
     get_settings_context,
 )
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import CancelledRun, ObjectNotFound
 from prefect.settings import (
     PREFECT_API_SSL_CERT_FILE,
     PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
@@ -37,7 +37,8 @@ from prefect.settings import (
     PREFECT_UI_URL,
     Settings,
 )
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Crashed, Pending, Running
+from prefect.utilities.engine import emit_task_run_state_change_event
 
 from stacks.orchestrator.server import ensure_server, public_url
 
@@ -115,7 +116,41 @@ class StepStates:
         self._states[name] = state
 
 
-def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequence[str], label: str | None) -> None:
+def show_waiting(reason: str) -> None:
+    """Show the current task run as pending in Prefect, until `show_running`."""
+    _show(Pending(name="Waiting", message=reason))
+
+
+def show_running() -> None:
+    """Show the current task run as running, if it was shown as waiting."""
+    context = TaskRunContext.get()
+    if context and context.task_run.state and context.task_run.state.name == "Waiting":
+        _show(Running())
+
+
+def _show(state: State[Any]) -> None:
+    # A task run's states are told by the process that runs it, as events; Prefect's engine has begun it already.
+    if (context := TaskRunContext.get()) is None:
+        return
+    task_run, before = context.task_run, context.task_run.state
+    state.state_details.task_run_id, state.state_details.flow_run_id = task_run.id, task_run.flow_run_id
+    task_run.state, task_run.state_id, task_run.state_type, task_run.state_name = (
+        state,
+        state.id,
+        state.type,
+        state.name,
+    )
+    emit_task_run_state_change_event(task_run, before, state)
+
+
+def in_flow_run(
+    work: Callable[[], None],
+    name: str,
+    run_name: str,
+    tags: Sequence[str],
+    label: str | None,
+    stopped: Callable[[BaseException], bool] = lambda _: False,
+) -> None:
     """Call `work` inside the current flow run, or inside one of its own when there is none.
 
     Args:
@@ -124,6 +159,7 @@ def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequen
         run_name: Name of that flow run.
         tags: Added to the flow run, and to the task runs that `work` starts.
         label: One more tag, of the flow run only.
+        stopped: Whether what `work` raised means that somebody stopped it: its own flow run is then cancelled.
     """
     labels = [label] if label else []
     if current_flow_run_id():
@@ -132,13 +168,22 @@ def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequen
             work()
         return
 
-    def untagged_work() -> None:
-        with TagsContext(current_tags=TagsContext.get().current_tags - set(labels)):
-            work()
+    raised: list[BaseException] = []
+
+    def untagged_work() -> State[Any] | None:
+        try:
+            with TagsContext(current_tags=TagsContext.get().current_tags - set(labels)):
+                work()
+        except BaseException as error:
+            if not stopped(error):
+                raise
+            raised.append(error)
+            return Cancelled(message=str(error) or "Stopped.")
+        return None
 
     flow = Flow(
         untagged_work,
-        name="".join("-" if character in "/%&<>" else character for character in name),
+        name=flow_name(name),
         flow_run_name=lambda: run_name,
         version="zenml",
         retries=0,
@@ -148,11 +193,19 @@ def in_flow_run(work: Callable[[], None], name: str, run_name: str, tags: Sequen
         log_prints=False,
     )
     with prefect_tags(*tags, *labels):
-        flow()
+        try:
+            flow()
+        except CancelledRun:
+            raise raised[0] from None
+
+
+def flow_name(pipeline: str) -> str:
+    """The name of a pipeline's flow: its own, but for characters that Prefect refuses."""
+    return "".join("-" if character in "/%&<>" else character for character in pipeline)
 
 
 @contextmanager
-def _client() -> Iterator[SyncPrefectClient]:
+def prefect_client() -> Iterator[SyncPrefectClient]:
     """The client of the current context, or one that all of a run shares.
 
     Its TLS context is made once a process: loading the certificates takes longer than any request.
@@ -207,7 +260,7 @@ def prefect_api() -> Iterator[None]:
         known = _Prepared(context.settings, url, context.settings.copy_with_update(updates=changes))
         _prepared.clear()
         _prepared[id(context.settings)] = known
-    with SettingsContext(profile=context.profile, settings=known.settings), _client():
+    with SettingsContext(profile=context.profile, settings=known.settings), prefect_client():
         yield
 
 
@@ -229,7 +282,7 @@ def read_states(flow_run_id: UUID) -> tuple[State[Any] | None, list[TaskRun]]:
     Raises:
         LookupError: Prefect does not know the flow run.
     """
-    with _client() as client:
+    with prefect_client() as client:
         try:
             state = client.read_flow_run(flow_run_id).state
         except ObjectNotFound:
@@ -240,20 +293,29 @@ def read_states(flow_run_id: UUID) -> tuple[State[Any] | None, list[TaskRun]]:
 
 def mark_crashed(flow_run_id: UUID, reason: str) -> None:
     """Give a flow run that nobody executes any more, and its unfinished task runs, their final state."""
+    _mark(flow_run_id, Crashed(message=reason))
+
+
+def mark_cancelled(flow_run_id: UUID, reason: str) -> None:
+    """The same for one that somebody stopped."""
+    _mark(flow_run_id, Cancelled(message=reason))
+
+
+def _mark(flow_run_id: UUID, final: State[Any]) -> None:
     state, tasks = read_states(flow_run_id)
-    with _client() as client:
+    with prefect_client() as client:
         for task in tasks:
             if not task.state or not task.state.is_final():
-                client.set_task_run_state(task.id, Crashed(message=reason), force=True)
+                client.set_task_run_state(task.id, final, force=True)
         if state is None or not state.is_final():
-            client.set_flow_run_state(flow_run_id, Crashed(message=reason), force=True)
+            client.set_flow_run_state(flow_run_id, final, force=True)
 
 
 def _local_results() -> Path | None:
     """Prefect's own default for results, when nothing else is configured: said once, it is not asked for each run."""
     url = str(PREFECT_API_URL.value())
     if url not in _default_results:
-        with _client() as client:
+        with prefect_client() as client:
             at_server = client.read_server_default_result_storage().default_result_storage_block_id
         _default_results[url] = at_server is None and PREFECT_DEFAULT_RESULT_STORAGE_BLOCK.value() is None
     return PREFECT_LOCAL_STORAGE_PATH.value() if _default_results[url] else None
@@ -272,6 +334,6 @@ def _label_task_run(label: str | None) -> None:
 def _add_tags(tags: Sequence[str]) -> None:
     flow_run_id = current_flow_run_id()
     assert flow_run_id is not None
-    with _client() as client:
+    with prefect_client() as client:
         known = client.read_flow_run(flow_run_id).tags
         client.update_flow_run(flow_run_id, tags=sorted({*known, *tags}))

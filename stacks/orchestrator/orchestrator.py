@@ -2,8 +2,6 @@
 
 import atexit
 import logging
-import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 from zenml.client import Client
 from zenml.config.base_settings import BaseSettings
@@ -25,6 +23,7 @@ from zenml.metadata.metadata_types import MetadataType, Uri
 from zenml.models import PipelineRunUpdate
 from zenml.orchestrators import BaseOrchestrator, SubmissionResult, publish_utils
 from zenml.orchestrators.step_launcher import StepLauncher
+from zenml.stack import StackValidator
 from zenml.utils.env_utils import temporary_environment
 
 from stacks.orchestrator.attempt import STOPS, attempt, step_begins
@@ -37,26 +36,29 @@ from stacks.orchestrator.flow_run import (
     in_flow_run,
     mark_crashed,
     prefect_api,
+    prefect_client,
     read_states,
 )
 from stacks.orchestrator.interrupt import remembered_interrupt
-from stacks.orchestrator.running import bury, marked, process_of
+from stacks.orchestrator.outcome import end_run, fail_run, silent_since, status_of
+from stacks.orchestrator.running import bury, marked
+from stacks.orchestrator.schedules import delete_schedule, submit_schedule, update_schedule
+from stacks.orchestrator.stop import Watch, current_watch, stop, watched, whereabouts
+from stacks.orchestrator.submit import cancel, read_flow_run, submit_run
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
     from zenml.config.step_run_info import StepRunInfo
-    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
+    from zenml.models import (
+        PipelineRunResponse,
+        PipelineSnapshotResponse,
+        ScheduleResponse,
+        ScheduleUpdate,
+        StepRunResponse,
+    )
     from zenml.stack import Stack
 
 logger = get_logger(__name__)
-
-STATUS = {
-    StateType.COMPLETED: ExecutionStatus.COMPLETED,
-    StateType.FAILED: ExecutionStatus.FAILED,
-    StateType.CRASHED: ExecutionStatus.FAILED,
-    StateType.CANCELLED: ExecutionStatus.STOPPED,
-    StateType.CANCELLING: ExecutionStatus.STOPPING,
-}
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def _end_quietly() -> None:
 class PrefectOrchestrator(BaseOrchestrator):
     """Runs ZenML pipelines as Prefect flows from the calling process.
 
-    Steps run in it one at a time, or, with `max_parallel` above 1, each in a process of its own as soon as those before
-    it are done (`parallel`).
+    Steps run in it one at a time, or, as the runner says, each in a process of its own as soon as those before it are
+    done (`parallel`), on this machine or on Dask workers.
 
     Called inside a Prefect flow run, the steps become task runs of that flow run; else each ZenML run is a flow run of
     its own, on the API that Prefect is configured for or on a server of the Prefect home that is started if need be.
@@ -99,13 +101,25 @@ class PrefectOrchestrator(BaseOrchestrator):
 
     @property
     def run_init_cleanup_at_step_level(self) -> bool:
-        """Whether init and cleanup hooks run around each step: only when each has a process of its own."""
-        return self.config.max_parallel > 1
+        """Whether init and cleanup hooks run around each step: only in a process that is the step's own.
+
+        Asked outside of a run, whether the steps of a static pipeline have such.
+        """
+        if step_begins.get() is not None:
+            return True
+        return _active.get() is None and self.config.where != "inline"
 
     @property
     def supported_execution_modes(self) -> list[ExecutionMode]:
         """All of ZenML's execution modes."""
         return [ExecutionMode.FAIL_FAST, ExecutionMode.STOP_ON_FAILURE, ExecutionMode.CONTINUE_ON_FAILURE]
+
+    @property
+    def validator(self) -> StackValidator:
+        """What looks whether the stack's other components can be read where runs and steps are."""
+        from stacks.orchestrator.validation import fits
+
+        return StackValidator(custom_validation_function=lambda stack: fits(self.config, stack))
 
     def get_orchestrator_run_id(self) -> str:
         """The id of the run that is being executed, the same for all its steps and their retries.
@@ -124,6 +138,7 @@ class PrefectOrchestrator(BaseOrchestrator):
         return {
             METADATA_ORCHESTRATOR_URL: Uri(active.flow_run_url),
             METADATA_ORCHESTRATOR_RUN_ID: active.orchestrator_run_id,
+            **whereabouts(),
         }
 
     def submit_pipeline(
@@ -144,13 +159,15 @@ class PrefectOrchestrator(BaseOrchestrator):
             BaseException: What the failed step raised, in fail-fast mode.
         """
         settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
-        if self.config.max_parallel > 1:
+        if (elsewhere := self._handed_over(snapshot, placeholder_run, settings)) is not None:
+            return elsewhere
+        if self.config.where == "process":
             from stacks.orchestrator.pool import warm_up
 
             warm_up()
 
         def work() -> None:
-            if self.config.max_parallel > 1:
+            if self.config.where != "inline":
                 self._run_in_processes(snapshot, step_environments, settings)
                 return
             try:
@@ -181,14 +198,19 @@ class PrefectOrchestrator(BaseOrchestrator):
         Raises:
             BaseException: What made the run fail.
         """
-        from stacks.orchestrator.dynamic import TaskRunRunner
+        from stacks.orchestrator.dynamic import run_dynamic
 
         settings = cast(PrefectOrchestratorSettings, self.get_settings(snapshot))
+        if (elsewhere := self._handed_over(snapshot, placeholder_run, settings)) is not None:
+            return elsewhere
 
         def work() -> None:
             self._publish_link(placeholder_run)
-            with temporary_environment(environment):
-                TaskRunRunner(snapshot, placeholder_run, self, settings).run_pipeline()
+            active, watch = _active.get(), current_watch.get()
+            assert active is not None and watch is not None
+            with temporary_environment(environment), remembered_interrupt() as interrupted:
+                watch.interrupts(interrupted)
+                run_dynamic(self, snapshot, placeholder_run, active, task_policy(settings))
 
         return self._execute(snapshot, placeholder_run, settings, work)
 
@@ -206,25 +228,102 @@ class PrefectOrchestrator(BaseOrchestrator):
         if not run.orchestrator_run_id:
             raise RuntimeError(f"run '{run.name}' has no orchestrator run id: it was not submitted")
         with prefect_api():
+            _bury_dead_runs()
+            _mark_if_silent(_flow_run_id(run.orchestrator_run_id))
             try:
                 state, tasks = read_states(_flow_run_id(run.orchestrator_run_id))
             except LookupError as error:
                 raise RuntimeError(f"{error}, which run '{run.name}' names") from None
         own = [task for task in tasks if str(run.id) in task.tags]
-        steps = {task.name: _status(task.state) for task in own} if include_steps else None
+        steps = {task.name: status_of(task.state) for task in own} if include_steps else None
+        if state is not None and state.is_final():
+            end_run(run.id, state)
         return _run_status(run, state, own), steps
+
+    def submit_isolated_step(self, step_run_info: "StepRunInfo", environment: dict[str, str]) -> None:
+        """Start a step of a dynamic pipeline in a process of its own, as a task run of its own.
+
+        Raises:
+            RuntimeError: No dynamic pipeline is being executed here.
+        """
+        from stacks.orchestrator.isolated import isolated_steps
+
+        if (steps := isolated_steps.get()) is None:
+            raise RuntimeError(
+                f"step '{step_run_info.pipeline_step_name}' cannot be started: no dynamic pipeline is running here"
+            )
+        steps.start(step_run_info, environment)
+
+    def get_isolated_step_status(self, step_run: "StepRunResponse") -> ExecutionStatus:
+        """How an isolated step's process is doing; for others than the run's own process, what ZenML has."""
+        from stacks.orchestrator.isolated import isolated_status
+
+        return isolated_status(step_run)
+
+    def wait_for_isolated_step(self, step_run: "StepRunResponse") -> ExecutionStatus:
+        """Wait for the end of an isolated step; whatever interrupts the waiting ends the step."""
+        from stacks.orchestrator.isolated import isolated_steps
+
+        steps = isolated_steps.get()
+        if steps is None or steps.status(step_run.id) is None:
+            return super().wait_for_isolated_step(step_run)
+        return steps.wait(step_run.id)
+
+    def stop_isolated_step(self, step_run: "StepRunResponse") -> None:
+        """End an isolated step's process, by asking, then by force."""
+        from stacks.orchestrator.isolated import isolated_steps
+
+        if (steps := isolated_steps.get()) is not None:
+            steps.stop(step_run.id)
 
     def prepare_step_run(self, info: "StepRunInfo") -> None:
         """Tell whoever waits for it that the step's function is about to run in this process."""
         if (tell := step_begins.get()) is not None:
             tell(info.step_run_id)
 
+    def update_schedule(self, schedule: "ScheduleResponse", update: "ScheduleUpdate") -> None:
+        """Change a schedule's cron expression, or whether it is active, in Prefect."""
+        update_schedule(schedule, update)
+
+    def delete_schedule(self, schedule: "ScheduleResponse") -> None:
+        """Delete a schedule, and the runs that it has planned, in Prefect."""
+        delete_schedule(schedule)
+
+    def _stop_run(self, run: "PipelineRunResponse", graceful: bool = False) -> None:
+        """Stop a run: one that was handed over is cancelled in Prefect, whose worker ends it and its steps."""
+        flow_run_id = _flow_run_id(run.orchestrator_run_id)
+        with prefect_api():
+            submitted = read_flow_run(flow_run_id).deployment_id is not None
+        if not submitted:
+            super()._stop_run(run, graceful)
+        elif (state := cancel(flow_run_id)) is not None and state.is_final():
+            end_run(run.id, state)
+
+    def _stop_run_gracefully(self, pipeline_run: "PipelineRunResponse") -> None:
+        """Let the process that executes the run start no further step."""
+        with prefect_api():
+            stop(pipeline_run, _flow_run_id(pipeline_run.orchestrator_run_id), graceful=True, folder=_running_folder())
+
     def _stop_run_forcefully(self, pipeline_run: "PipelineRunResponse") -> None:
         """Interrupt the process that executes the run; ZenML's signal handler then ends the step."""
-        process = process_of(_running_folder(), str(pipeline_run.id))
-        if process is None:
-            raise RuntimeError(f"run '{pipeline_run.name}' is not being executed on this machine")
-        os.kill(process, signal.SIGINT)
+        with prefect_api():
+            stop(pipeline_run, _flow_run_id(pipeline_run.orchestrator_run_id), graceful=False, folder=_running_folder())
+
+    def _handed_over(
+        self,
+        snapshot: "PipelineSnapshotResponse",
+        run: "PipelineRunResponse | None",
+        settings: PrefectOrchestratorSettings,
+    ) -> SubmissionResult | None:
+        """Hand a run or a schedule to the work pool; None for a run that is to be executed here.
+
+        Inside a flow run it is executed there: a worker started that one, or somebody who waits for it.
+        """
+        if snapshot.schedule and run is None:
+            return submit_schedule(self.config, settings, snapshot)
+        if self.config.work_pool is None or run is None or current_flow_run_id() is not None:
+            return None
+        return submit_run(self.config, settings, snapshot, run)
 
     def _execute(
         self,
@@ -233,22 +332,26 @@ class PrefectOrchestrator(BaseOrchestrator):
         settings: PrefectOrchestratorSettings,
         work: Callable[[], None],
     ) -> SubmissionResult:
-        if snapshot.schedule:
-            raise RuntimeError(
-                "the prefect orchestrator runs pipelines in the calling process and takes no ZenML schedule; "
-                "schedule a Prefect deployment of a flow that calls the pipeline instead"
-            )
-
         shared = current_flow_run_id() is not None
 
+        run_id = run.id if run else None
+        watches: list[Watch] = []
+
         def claimed_work() -> None:
-            with _claimed(snapshot, run, shared):
+            flow_run_id = current_flow_run_id()
+            assert flow_run_id is not None
+            with _claimed(snapshot, run, shared), watched(flow_run_id, run_id) as watch:
+                watches.append(watch)
                 work()
 
+        def stopped(error: BaseException) -> bool:
+            return isinstance(error, STOPS) or any(watch.asked() for watch in watches)
+
         name = snapshot.pipeline_configuration.name
+        label = str(run_id) if run_id else None
         with prefect_api():
             _bury_dead_runs()
-            in_flow_run(claimed_work, name, run.name if run else name, settings.tags, str(run.id) if run else None)
+            in_flow_run(claimed_work, name, run.name if run else name, settings.tags, label, stopped)
         return SubmissionResult()
 
     def _publish_link(self, run: "PipelineRunResponse | None") -> None:
@@ -267,9 +370,13 @@ class PrefectOrchestrator(BaseOrchestrator):
         states = StepStates()
         failed: dict[str, Exception] = {}
         skipped: set[str] = set()
+        watch = current_watch.get()
+        assert watch is not None
+        watch.interrupts(interrupted)
         for name, step in snapshot.step_configurations.items():
             if interrupted():
                 raise KeyboardInterrupt
+            watch.raise_if_graceful()
             blocked = [other for other in step.spec.upstream_steps if other in skipped or other in failed]
             if blocked or (failed and mode == ExecutionMode.STOP_ON_FAILURE):
                 logger.warning("Skipping step %s after failed or skipped %s.", name, ", ".join(blocked or failed))
@@ -294,20 +401,24 @@ class PrefectOrchestrator(BaseOrchestrator):
         environments: Mapping[str, dict[str, str]],
         settings: PrefectOrchestratorSettings,
     ) -> None:
-        from stacks.orchestrator.parallel import ParallelRun
+        from stacks.orchestrator.parallel import ParallelRun, most_at_once, place_for
 
-        active = _active.get()
-        assert active is not None
+        active, watch = _active.get(), current_watch.get()
+        assert active is not None and watch is not None
         with setup_execution_context(), remembered_interrupt() as interrupted:
+            watch.interrupts(interrupted)
             first = next(iter(snapshot.step_configurations.values()))
             # As its first step would; done here, eight first steps need not agree on who does it.
             run, begun = StepLauncher(snapshot, first, active.orchestrator_run_id)._create_or_reuse_run()
             if begun:
                 self._publish_link(run)
-            steps = ParallelRun(snapshot, run, active, environments, task_policy(settings))
-            failed = steps.execute(self.config.max_parallel, interrupted)
+            with place_for(self.config, snapshot, snapshot.step_configurations, environments) as place:
+                steps = ParallelRun(snapshot, run, active, place, task_policy(settings))
+                limit = most_at_once(self.config, len(snapshot.step_configurations))
+                failed = steps.execute(limit, interrupted, lambda: watch.graceful)
             if interrupted():
                 raise KeyboardInterrupt
+            watch.raise_if_graceful()
         _raise_first(failed)
 
     def _run_step_as_task(
@@ -364,7 +475,7 @@ def _claimed(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse | N
     flow_run_id = current_flow_run_id()
     assert flow_run_id is not None
     run_id = str(flow_run_id)
-    if run and shared and _id_taken(snapshot, run_id):
+    if run and shared and run.orchestrator_run_id != run_id and _id_taken(snapshot, run_id):
         run_id = f"{run_id}.{run.id}"
     with executing(Active(run_id, flow_run_url(flow_run_id), str(run.id) if run else None)):
         if run is None:
@@ -412,33 +523,23 @@ def _bury_dead_runs() -> None:
         except Exception as error:
             logger.warning("Flow run %s ended with its process; Prefect was not told: %s", facts["flow_run_id"], error)
         try:
-            _fail_zenml_run(UUID(facts["zenml_run_id"]), reason)
+            fail_run(UUID(facts["zenml_run_id"]), reason)
         except Exception as error:
             logger.warning("Run %s ended with its process; ZenML was not told: %s", facts["zenml_run_id"], error)
 
 
-def _fail_zenml_run(run_id: UUID, reason: str) -> None:
-    client = Client()
-    # The run first: of a stopped step alone ZenML would make a stopped run.
-    if not client.get_pipeline_run(run_id, hydrate=False).status.is_finished:
-        publish_utils.publish_pipeline_run_status_update(run_id, ExecutionStatus.FAILED, status_reason=reason)
-    for step_run in client.list_run_steps(pipeline_run_id=run_id, size=500).items:
-        if not step_run.status.is_finished:
-            publish_utils.publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPED)
-
-
-def _status(state: State[Any] | None) -> ExecutionStatus:
-    if state is None or state.is_pending() or state.is_scheduled():
-        return ExecutionStatus.INITIALIZING
-    if state.name == "Cached":
-        return ExecutionStatus.CACHED
-    return STATUS.get(state.type, ExecutionStatus.RUNNING)
+def _mark_if_silent(flow_run_id: UUID) -> None:
+    """Set Prefect's record right of a flow run whose worker was lost with it: its heartbeats are missing."""
+    with prefect_client() as client:
+        if (last := silent_since(client, read_flow_run(flow_run_id))) is not None:
+            mark_crashed(flow_run_id, f"Its process gave no sign since {last:%Y-%m-%d %H:%M:%S} UTC.")
 
 
 def _run_status(run: "PipelineRunResponse", state: State[Any] | None, own: list[TaskRun]) -> ExecutionStatus | None:
     """Status of a ZenML run, which may share its flow run with others."""
-    if run.status.is_finished or state is None or not state.is_final():
+    if run.status.is_finished or state is None or not state.is_final() or state.is_cancelled():
+        # ZenML knows better, or `end_run` has told it: of a run without steps it would take no "stopped".
         return None
     if state.is_completed() and any(not task.state or not task.state.is_completed() for task in own):
         return ExecutionStatus.FAILED
-    return _status(state)
+    return status_of(state)

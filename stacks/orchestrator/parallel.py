@@ -1,14 +1,11 @@
 """Steps in processes of their own: a task run here, in a thread that waits for the process and keeps its log."""
 
 import logging
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from prefect.client.schemas.objects import State
 from zenml.enums import ExecutionStatus
@@ -21,17 +18,56 @@ from zenml.utils import source_utils
 from zenml.utils.logging_utils import LoggingContext
 
 from stacks.orchestrator.attempt import end_retries
-from stacks.orchestrator.failure import StepFailed, rebuilt
+from stacks.orchestrator.demand import demand
+from stacks.orchestrator.flavor import PrefectOrchestratorConfig
 from stacks.orchestrator.flow_run import StepStates, TaskPolicy
 from stacks.orchestrator.orchestrator import Active, delays, final_state, task_key
-from stacks.orchestrator.pool import Job, Pool, PoolError, Wanted, name_of_signal, pool_for
+from stacks.orchestrator.place import Place, StepProcess
+from stacks.orchestrator.pool import PoolPlace, Wanted
 from stacks.orchestrator.schedule import Schedule
 from stacks.orchestrator.step_log import StepLog
+from stacks.orchestrator.step_process import ProcessDied, follow, levels
 
 if TYPE_CHECKING:
+    from zenml.config.step_configurations import Step
     from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
 
 logger = logging.getLogger(__name__)
+
+
+def place_for(
+    config: PrefectOrchestratorConfig,
+    snapshot: "PipelineSnapshotResponse",
+    steps: Mapping[str, "Step"],
+    environments: Mapping[str, dict[str, str]],
+) -> Place:
+    """Where steps get their processes from: this machine's pool, or Dask's workers.
+
+    Args:
+        config: The component's configuration.
+        snapshot: The pipeline's snapshot.
+        steps: Those that are going to run, by name.
+        environments: For each step, variables on top of this process's; Dask's workers ask ZenML for them instead.
+    """
+    assert snapshot.stack is not None
+    wanted = Wanted(
+        sorted({type(component).__module__ for component in Stack.from_model(snapshot.stack).all_components}),
+        sorted({step.spec.source.import_path for step in steps.values()}),
+        source_utils.get_source_root(),
+    )
+    if config.where != "dask":
+        return PoolPlace(wanted, environments)
+    from stacks.orchestrator.dask_place import DaskPlace
+
+    demands = {name: demand(step.config.resource_settings) for name, step in steps.items()}
+    return DaskPlace(wanted, demands, config.dask_scheduler, config.max_parallel)
+
+
+def most_at_once(config: PrefectOrchestratorConfig, steps: int) -> int:
+    """How many steps of a run may be with their place at once: all, where a Dask scheduler decides and none is said."""
+    if config.dask_scheduler and "max_parallel" not in config.model_fields_set:
+        return max(steps, 1)
+    return config.max_parallel
 
 
 class ParallelRun:
@@ -42,7 +78,7 @@ class ParallelRun:
         snapshot: "PipelineSnapshotResponse",
         run: "PipelineRunResponse",
         active: Active,
-        environments: Mapping[str, dict[str, str]],
+        place: Place,
         policy: TaskPolicy,
     ) -> None:
         """Plan the run.
@@ -51,32 +87,24 @@ class ParallelRun:
             snapshot: The pipeline's snapshot.
             run: ZenML's run, which has begun.
             active: The same run as this orchestrator knows it.
-            environments: For each step, variables on top of this process's.
+            place: Where processes for steps come from.
             policy: How steps are run as tasks, but for their retries.
         """
         self._snapshot = snapshot
         self._run = run
         self._active = active
-        self._environments = environments
+        self._place = place
         # All that a step prints goes to Prefect's log anyway.
         self._policy = replace(policy, log_prints=False)
         assert snapshot.stack is not None
-        stack = Stack.from_model(snapshot.stack)
-        self._requests = StepRunRequestFactory(snapshot, run, stack)
-        self._wanted = Wanted(
-            sorted({type(component).__module__ for component in stack.all_components}),
-            sorted({step.spec.source.import_path for step in snapshot.step_configurations.values()}),
-            source_utils.get_source_root(),
-        )
+        self._requests = StepRunRequestFactory(snapshot, run, Stack.from_model(snapshot.stack))
         self._states = StepStates()
-        self._jobs: dict[str, Job] = {}
-        self._pool: Pool | None = None
-        self._pool_lock = threading.Lock()
+        self._processes: dict[str, StepProcess] = {}
         self._stopping = False
         self._lock = threading.Lock()
 
-    def execute(self, limit: int, interrupted: Callable[[], bool]) -> dict[str, Exception]:
-        """Run all steps, at most `limit` at once.
+    def execute(self, limit: int, interrupted: Callable[[], bool], ending: Callable[[], bool]) -> dict[str, Exception]:
+        """Run all steps, at most `limit` at once, until somebody interrupts or wants no further one to start.
 
         Returns:
             What failed steps raised, by name, when the pipeline's mode goes on after failures.
@@ -88,7 +116,7 @@ class ParallelRun:
         mode = self._snapshot.pipeline_configuration.execution_mode
         graph = {name: step.spec.upstream_steps for name, step in steps.items()}
         schedule = Schedule(graph, self._run_as_task, self._stop, limit, mode)
-        schedule.run(interrupted)
+        schedule.run(interrupted, ending)
         return schedule.failed
 
     def _run_as_task(self, name: str) -> None:
@@ -102,14 +130,14 @@ class ParallelRun:
     def _stop(self, number: signal.Signals) -> None:
         with self._lock:
             self._stopping = True
-            jobs = list(self._jobs.values())
-        for job in jobs:
-            job.signal(number)
+            processes = list(self._processes.values())
+        for process in processes:
+            process.signal(number)
 
     def _attempt(self, name: str) -> State[Any] | None:
         if self._cached(name):
             return final_state(ExecutionStatus.CACHED)
-        log = StepLog(self._snapshot, name, self._run)
+        log = StepLog(self._snapshot.step_configurations[name].config, self._snapshot, self._run)
         try:
             return final_state(ExecutionStatus(self._in_process(name, log)))
         finally:
@@ -130,82 +158,47 @@ class ParallelRun:
         logger.info("Using cached version of step `%s`.", name)
         return True
 
-    def _warm_pool(self) -> Pool:
-        """The pool of this run: looked at for changed files once, started anew should it have ended meanwhile."""
-        with self._pool_lock:
-            if self._pool is None or not self._pool.alive():
-                self._pool = pool_for(self._wanted)
-            return self._pool
-
     def _in_process(self, name: str, log: StepLog) -> str:
-        pool = self._warm_pool()
-        with self._lock:
-            if self._stopping:
-                raise RunStoppedException(f"step '{name}' was not started: the run is being stopped")
-            job = self._jobs[name] = pool.run(self._job(name))
-        step_run_id: UUID | None = None
-        end: dict[str, Any] = {}
-        exit_code: int | None = None
-        reason = None
+        process = self._started(name)
         try:
-            for message in job.messages():
-                match message.pop("kind"):
-                    case "line":
-                        log.line(**message)
-                    case "record":
-                        log.record(message)
-                    case "step":
-                        step_run_id = UUID(message["id"])
-                        log.begin(step_run_id)
-                    case "exit":
-                        exit_code, reason = message["status"], message["reason"]
-                    case _:
-                        end = message
-        except PoolError as error:
-            reason = str(error)
+            return follow(process, name, log)
+        except ProcessDied as death:
+            raise self._died(name, death) from None
         finally:
-            del self._jobs[name]
-        if "status" in end:
-            return str(end["status"])
-        if end:
-            raise rebuilt(end)
-        raise self._died(name, step_run_id, reason or _how_it_ended(exit_code), log)
+            with self._lock:
+                del self._processes[name]
+
+    def _started(self, name: str) -> StepProcess:
+        if self._stopping:
+            raise RunStoppedException(f"step '{name}' was not started: the run is being stopped")
+        process = self._place.start(self._job(name))
+        with self._lock:
+            self._processes[name] = process
+            stopping = self._stopping
+        if stopping:
+            process.signal(signal.SIGTERM)
+        return process
 
     def _job(self, name: str) -> dict[str, Any]:
-        loggers = {"": logging.getLogger(), **logging.Logger.manager.loggerDict}
         return {
             "snapshot": str(self._snapshot.id),
             "step": name,
             "orchestrator_run_id": self._active.orchestrator_run_id,
             "flow_run_url": self._active.flow_run_url,
             "zenml_run_id": self._active.zenml_run_id,
-            "environment": {**os.environ, **self._environments[name]},
-            "folder": os.getcwd(),  # noqa: PTH109 - as it is, for os.chdir
-            "arguments": sys.argv,
-            "levels": {key: each.level for key, each in loggers.items() if isinstance(each, logging.Logger)},
+            "levels": levels(),
         }
 
-    def _died(self, name: str, step_run_id: UUID | None, how: str, log: StepLog) -> Exception:
+    def _died(self, name: str, death: ProcessDied) -> Exception:
         """Record the end of a process that could not tell of it itself; returns what to raise."""
-        reason = f"the process of step '{name}' ended before the step did: {how}"
-        log.line("stderr", reason)
         stopped = self._stopping
-        if step_run_id is not None:
+        if death.step_run_id is not None:
             publish_utils.publish_step_run_status_update(
-                step_run_id,
+                death.step_run_id,
                 ExecutionStatus.STOPPED if stopped else ExecutionStatus.FAILED,
-                exception_info=ExceptionInfo(traceback=reason, message=reason),
+                exception_info=ExceptionInfo(traceback=str(death), message=str(death)),
             )
         if stopped:
             end_retries(self._snapshot, name)
-            return RunStoppedException(reason)
-        return StepFailed(reason)
-
-
-def _how_it_ended(exit_code: int | None) -> str:
-    if exit_code is None:
-        return "nobody saw how"
-    if exit_code >= 0:
-        return f"exit code {exit_code}"
-    hint = ", as when memory runs out" if exit_code == -signal.SIGKILL else ""
-    return f"{name_of_signal(exit_code)}{hint}"
+            return RunStoppedException(str(death))
+        return death

@@ -17,13 +17,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from stacks.orchestrator import forkserver
 from stacks.orchestrator.forkserver import COMMAND
+from stacks.orchestrator.place import PlaceError
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ AT_IMPORT = ("ZENML_", "PREFECT_", "PYTHON", "LD_", "OMP_", "OPENBLAS_", "MKL_",
 END_SECONDS = 5.0
 
 
-class PoolError(RuntimeError):
-    """No process for a step could be had; the text says why."""
+class PoolError(PlaceError):
+    """The process that steps are forked from is gone, or cannot import what they need; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,23 @@ class Wanted:
         components: Modules of the stack's components.
         sources: Import paths of the steps.
         source_root: Where ZenML looks for them.
+        folder: The working folder.
+        path: Where modules are looked for.
+        script: File of the script that calls the pipeline, if there is one.
+        package: Package of that script.
     """
 
     components: Sequence[str]
     sources: Sequence[str]
     source_root: str | None
+    folder: str = field(default_factory=os.getcwd)
+    path: Sequence[str] = field(default_factory=lambda: [*sys.path])
+    script: str | None = field(default_factory=lambda: getattr(sys.modules["__main__"], "__file__", None))
+    package: str | None = field(default_factory=lambda: getattr(sys.modules["__main__"], "__package__", None))
 
     def request(self, bare: bool) -> dict[str, Any]:
         """As the server is told it; a bare one imports nothing of the user's."""
-        script = sys.modules["__main__"]
-        return {
-            "folder": os.getcwd(),  # noqa: PTH109 - as it is, for os.chdir
-            "path": sys.path,
-            "source_root": self.source_root,
-            "components": [*self.components],
-            "sources": [] if bare else [*self.sources],
-            "script": getattr(script, "__file__", None),
-            "package": getattr(script, "__package__", None),
-        }
+        return {**vars(self), "sources": [] if bare else self.sources}
 
 
 class Job:
@@ -218,6 +218,51 @@ class Pool:
         except subprocess.TimeoutExpired:
             self._server.kill()
             self._server.wait()
+
+
+class PoolPlace:
+    """This machine: each step in a fork of the warm server."""
+
+    def __init__(self, wanted: Wanted, environments: Mapping[str, dict[str, str]]) -> None:
+        """Name what a run needs.
+
+        Args:
+            wanted: What its steps import.
+            environments: For each step, variables on top of this process's.
+        """
+        self._wanted = wanted
+        self._environments = environments
+        self._pool: Pool | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "PoolPlace":
+        """Nothing is needed until the first step that is not cached."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The server stays warm for the next run."""
+
+    def start(self, job: Mapping[str, Any]) -> Job:
+        """Fork a process that is where the pipeline was called, with the caller's environment and the step's.
+
+        Raises:
+            PoolError: There is none to fork.
+        """
+        return self._warm().run(
+            {
+                **job,
+                "environment": {**os.environ, **self._environments[job["step"]]},
+                "folder": os.getcwd(),  # noqa: PTH109 - as it is, for os.chdir
+                "arguments": sys.argv,
+            }
+        )
+
+    def _warm(self) -> Pool:
+        """The server of this run: looked at for changed files once, started anew should it have ended meanwhile."""
+        with self._lock:
+            if self._pool is None or not self._pool.alive():
+                self._pool = pool_for(self._wanted)
+            return self._pool
 
 
 _guard = threading.Lock()

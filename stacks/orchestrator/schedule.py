@@ -55,21 +55,23 @@ class Schedule:
         self._done: set[str] = set()
         self._skipped: set[str] = set()
 
-    def run(self, interrupted: Callable[[], bool]) -> None:
+    def run(self, interrupted: Callable[[], bool], ending: Callable[[], bool] = lambda: False) -> None:
         """Run all steps; the failed ones are in `failed`.
 
         Args:
             interrupted: Whether Ctrl-C came; Python may drop its exception.
+            ending: Whether no further step is to start; those that run come to their end.
 
         Raises:
             BaseException: What a step raised in fail-fast mode, a stop, or an interrupt.
         """
         with ThreadPoolExecutor(self._limit, thread_name_prefix="step") as threads:
             try:
-                while self._waiting or self._running:
+                while self._running or (self._waiting and not ending()):
                     if interrupted():
                         raise KeyboardInterrupt
-                    self._start(threads)
+                    if not ending():
+                        self._start(threads)
                     for future in wait(self._running, LOOK_SECONDS, FIRST_COMPLETED).done:
                         self._account(self._running.pop(future), future.exception())
             except BaseException as reason:

@@ -12,6 +12,7 @@ from zenml.client import Client
 from zenml.utils.logging_utils import LoggingContext, is_step_logging_enabled, setup_logging_context
 
 if TYPE_CHECKING:
+    from zenml.config.step_configurations import StepConfiguration
     from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
 
 LEVELS = {"stdout": logging.INFO, "stderr": logging.ERROR}
@@ -23,11 +24,11 @@ class StepLog:
     It belongs to the task run of the current context. What comes before ZenML has a record of the step waits for it.
     """
 
-    def __init__(self, snapshot: "PipelineSnapshotResponse", name: str, run: "PipelineRunResponse") -> None:
+    def __init__(
+        self, step: "StepConfiguration", snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse"
+    ) -> None:
         self._run = run
-        self._stored = is_step_logging_enabled(
-            snapshot.step_configurations[name].config, snapshot.pipeline_configuration
-        )
+        self._stored = is_step_logging_enabled(step, snapshot.pipeline_configuration)
         self._waiting: list[logging.LogRecord] = []
         self._zenml: LoggingContext | None = None
         self._prefect = APILogHandler()

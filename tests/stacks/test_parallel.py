@@ -13,15 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from prefect import get_client
-from prefect.client.schemas.filters import LogFilter, LogFilterTaskRunId
-from prefect.client.schemas.objects import TaskRun
-from prefect.client.schemas.sorting import LogSort
 from zenml import get_step_context, pipeline, step
 from zenml.client import Client
 from zenml.config.retry_config import StepRetryConfig
 from zenml.enums import ExecutionMode, ExecutionStatus
-from zenml.models import StepRunResponse
 from zenml.utils.run_utils import stop_run
 
 import stacks.stack_file as stack_file
@@ -29,7 +24,7 @@ from stacks.orchestrator import pool
 from stacks.orchestrator.failure import StepFailed
 from stacks.orchestrator.flow_run import prefect_api
 from stacks.stack_file import apply, ensure_active, plan
-from tests.stacks.pipelines import flow_run_of, last_run, statuses, task_runs
+from tests.stacks.pipelines import find, flow_run_of, last_run, leave, sent, statuses, stored, task_runs
 
 PARALLEL = {
     "orchestrator": {"flavor": "prefect", "config": {"max_parallel": 8}},
@@ -59,24 +54,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NOTES", str(tmp_path))
     monkeypatch.setenv("CALLER", str(os.getpid()))
     return tmp_path
-
-
-def leave(name: str, text: object = "") -> None:
-    """Leave a note, whole at once."""
-    path = Path(os.environ["NOTES"]) / name
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(str(text))
-    draft.replace(path)
-
-
-def find(name: str, seconds: float = 120) -> str:
-    """Wait for another step's note."""
-    path = Path(os.environ["NOTES"]) / name
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no note '{name}'"
-        time.sleep(0.02)
-    return path.read_text()
 
 
 @step
@@ -183,24 +160,6 @@ def eight() -> None:
         talkative(number, id=f"talkative_{number}")
     talkative(7, id="talkative_7")
     shouts()
-
-
-def stored(step_run: StepRunResponse) -> list[str]:
-    """Messages of the step's log in ZenML, in order."""
-    (log,) = [log for log in step_run.log_collection or [] if log.source == "step"]
-    return [entry.message for entry in Client().active_stack.log_store.fetch(log, limit=2_000).items]
-
-
-def sent(task: TaskRun, wanted: str) -> list[str]:
-    """Messages of the task run's log in Prefect, in order, once the wanted one is there."""
-    deadline = time.monotonic() + 60
-    while True:
-        with get_client(sync_client=True) as client:
-            chosen = LogFilter(task_run_id=LogFilterTaskRunId(any_=[task.id]))
-            logs = [log.message for log in client.read_logs(chosen, sort=LogSort.TIMESTAMP_ASC)]
-        if wanted in logs or time.monotonic() > deadline:
-            return logs
-        time.sleep(0.2)
 
 
 def test_eight_steps_that_start_at_once_in_a_zen_folder_write_logs_and_records_whole_and_in_order(

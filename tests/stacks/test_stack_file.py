@@ -30,12 +30,17 @@ from stacks.stack_file import (
 CLOUD = {
     "GAUNTLET_BUCKET": "s3://bucket",
     "GAUNTLET_MLFLOW_URL": "https://mlflow.example",
-    "GAUNTLET_SLACK_CHANNEL": "C1",
     "GAUNTLET_REGISTRY": "registry.example/team",
-    "AWS_ACCESS_KEY_ID": "key-id-value",
-    "AWS_SECRET_ACCESS_KEY": "access-key-value",
+    "GAUNTLET_S3_ENDPOINT": "https://s3.example",
+    "GAUNTLET_S3_REGION": "us-east-1",
+    "GAUNTLET_S3_KEY_ID": "key-id-value",
+    "GAUNTLET_S3_SECRET": "access-key-value",
     "GAUNTLET_MLFLOW_USERNAME": "user-value",
     "GAUNTLET_MLFLOW_PASSWORD": "password-value",
+    "GAUNTLET_PREFECT_URL": "https://prefect.example/api",
+    "GAUNTLET_PREFECT_AUTH": "me:auth-value",
+    "GAUNTLET_DASK_SCHEDULER": "tls://dask.example:8786",
+    "GAUNTLET_CLOUD_SECRET": "pseudonym-value",
     "GAUNTLET_DATABASE_URL": "postgresql://u:secret-value@db.example/gauntlet",
 }
 MINIMAL = {"orchestrator": {"flavor": "prefect"}, "artifact_store": {"flavor": "local"}}
@@ -86,11 +91,8 @@ def test_cloud_is_planned_applied_and_then_stays(monkeypatch: pytest.MonkeyPatch
     assert all(name in str(missing.value) for name in CLOUD)
     for name, value in CLOUD.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="zenml secret create gauntlet_alerts"):
-        plan("cloud")
-    Client().create_secret("gauntlet_alerts", {"slack_token": "token-value"})
     planned = plan("cloud")
-    assert [change.action for change in planned] == ["create"] * 9
+    assert [change.action for change in planned] == ["create"] * 8
     assert planned == plan("cloud"), "a plan changes nothing"
     assert apply("cloud") == planned
     assert plan("cloud") == [] == apply("cloud")
@@ -106,6 +108,16 @@ def test_cloud_is_planned_applied_and_then_stays(monkeypatch: pytest.MonkeyPatch
     values = active_environment()
     assert values["GAUNTLET_DATABASE"] == "postgresql://elsewhere/gauntlet"
     assert values["MLFLOW_TRACKING_URI"] == "https://mlflow.example"
+
+
+def test_a_secret_that_is_made_by_hand_is_asked_for_by_name(write: Write) -> None:
+    name = write(secrets={"gauntlet_alerts": None})
+    with pytest.raises(ConfigError, match="zenml secret create gauntlet_alerts"):
+        plan(name)
+    Client().create_secret("gauntlet_alerts", {"slack_token": "token-value"})
+    apply(name)
+    Client().activate_stack(name)
+    assert active_environment() == {"slack_token": "token-value"}
 
 
 def test_changes_of_a_file_are_made(write: Write, tmp_path: Path) -> None:
