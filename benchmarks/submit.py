@@ -48,9 +48,7 @@ def main() -> int:
             figures = _measured(given.runs, given.alone, given.slots)
     ratio = figures["queued_s"] / figures["alone_s"]
     print(f"accepted after {figures['accepted_s']:.2f} s (at most {ACCEPTED_LIMIT:g})")
-    print(
-        f"overhead of a run alone {figures['alone_s']:.2f} s, of each of {given.runs} queued {figures['queued_s']:.2f} s"
-    )
+    print(f"overhead of a run alone {figures['alone_s']:.2f} s, of each queued one {figures['queued_s']:.2f} s")
     print(f"ratio {ratio:.2f} (at most {QUEUE_LIMIT})")
     shown = {name: round(value, 3) for name, value in {**figures, "ratio": ratio}.items()}
     print(json.dumps({"bench": "submit", "runs": given.runs, "slots": given.slots, **shown, "limit": QUEUE_LIMIT}))
