@@ -287,7 +287,7 @@ def test_who_waits_may_be_killed(
         printed, _ = watcher.communicate(timeout=60)
         run = last_run("pooled")
         assert run.status == ExecutionStatus.RUNNING
-        assert number == 9 or f"zenml pipeline runs stop {run.id}" in printed.replace("\n", " ")
+        assert number == 9 or f"zenml pipeline runs stop {run.id}" in " ".join(printed.split())
         gate.touch()
         state = _ended(run).state
         assert state is not None and state.is_completed()
