@@ -303,7 +303,11 @@ def test_schedules_fire_and_follow(
     schedule = Schedule(name="often", start_time=soon, interval_second=timedelta(minutes=1))
     assert module.pooled.with_options(schedule=schedule)() is None
     of_schedule = {"schedule_id": Client().get_schedule("often").id}
-    (run, *_) = awaited(lambda: Client().list_pipeline_runs(**of_schedule).items, "a run of the schedule")
+
+    def begun() -> list[PipelineRunResponse]:
+        return [run for run in Client().list_pipeline_runs(**of_schedule).items if run.orchestrator_run_id]
+
+    (run, *_) = awaited(begun, "a run of the schedule")
     Client().update_schedule("often", active=False)
     flow_run = _ended(run)
     assert flow_run.state is not None and flow_run.state.is_completed(), flow_run.state
