@@ -28,6 +28,7 @@ from zenml.orchestrators import SubmissionResult
 from zenml.orchestrators.exceptions import PipelineSubmissionError
 from zenml.utils import source_utils
 
+from stacks.orchestrator.ctrl_c import noted_interrupt
 from stacks.orchestrator.deployments import Wish, ensure_deployment, pool_deployment
 from stacks.orchestrator.flow_run import flow_run_url, prefect_api, prefect_client
 from stacks.orchestrator.outcome import end_run, fail_run
@@ -175,8 +176,8 @@ def follow(run: "PipelineRunResponse", flow_run_id: UUID, pool: str) -> None:
     Raises:
         RuntimeError: The run did not complete, or Prefect no longer knows it.
     """
-    with prefect_api(), _quiet_requests():
-        state = _await_end(run, flow_run_id, _say_once(lambda: _warn_late(run, pool)))
+    with prefect_api(), _quiet_requests(), noted_interrupt() as interrupted:
+        state = _await_end(run, flow_run_id, _say_once(lambda: _warn_late(run, pool)), interrupted)
     end_run(run.id, state)
     if not state.is_completed():
         raise RuntimeError(f"run {run.name} is {state.name} in Prefect: {(state.message or '')[:LONGEST]}")
@@ -194,9 +195,14 @@ def _quiet_requests() -> Iterator[None]:
         requests.setLevel(before)
 
 
-def _await_end(run: "PipelineRunResponse", flow_run_id: UUID, late: Callable[[], None]) -> State[Any]:
+def _await_end(
+    run: "PipelineRunResponse", flow_run_id: UUID, late: Callable[[], None], interrupted: Callable[[], bool]
+) -> State[Any]:
     begin, pause, away = time.monotonic(), FIRST_LOOK_SECONDS, False
     while True:
+        if interrupted():
+            # Python may drop the exception of Ctrl-C.
+            raise KeyboardInterrupt
         try:
             state = read_flow_run(flow_run_id).state
             if state is not None and state.is_final():

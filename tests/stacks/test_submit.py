@@ -26,7 +26,7 @@ from zenml.orchestrators.exceptions import PipelineSubmissionError
 from zenml.utils import run_utils, source_utils
 
 from tests.stacks.pipelines import flow_run_of, last_run, statuses, task_runs
-from tests.stacks.pool import POOL, Services, add_stack, awaited, services
+from tests.stacks.pool import PATIENCE, POOL, Services, add_stack, awaited, services
 
 PIPELINES = """
     import os
@@ -284,7 +284,7 @@ def test_who_waits_may_be_killed(
         )
         awaited(lambda: "work:" in _noted(module), "the step")
         os.kill(watcher.pid, number)
-        printed, _ = watcher.communicate(timeout=60)
+        printed, _ = watcher.communicate(timeout=PATIENCE)
         run = last_run("pooled")
         assert run.status == ExecutionStatus.RUNNING
         assert number == 9 or f"zenml pipeline runs stop {run.id}" in " ".join(printed.split())
