@@ -51,3 +51,9 @@ def spin_out(steps: int) -> None:
     """None waits for another."""
     for number in range(steps):
         spinner(id=f"spinner_{number}")
+
+
+@pipeline(enable_cache=False)
+def one_sleeper() -> None:
+    """As little as a run can be."""
+    sleeper()
