@@ -38,6 +38,12 @@ def fan_out() -> None:
         sleeper(id=f"sleeper_{number}")
 
 
+@pipeline(enable_cache=False)
+def one_sleeper() -> None:
+    """As little as a run can be."""
+    sleeper()
+
+
 @step
 def spinner() -> None:
     """Two seconds of one CPU, no artifact; of CPU time, so that a busy machine does not do less of it."""
@@ -51,9 +57,3 @@ def spin_out(steps: int) -> None:
     """None waits for another."""
     for number in range(steps):
         spinner(id=f"spinner_{number}")
-
-
-@pipeline(enable_cache=False)
-def one_sleeper() -> None:
-    """As little as a run can be."""
-    sleeper()
