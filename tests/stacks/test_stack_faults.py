@@ -5,7 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 import yaml
 from zenml import pipeline, step
 from zenml.client import Client
-from zenml.enums import ExecutionStatus
+from zenml.enums import ExecutionMode, ExecutionStatus
 
 import stacks.stack_file as stack_file
 from stacks.orchestrator.flow_run import prefect_api
@@ -57,7 +57,7 @@ def second(word: str) -> str:
     return f"{word}, two"
 
 
-@pipeline(enable_cache=False)
+@pipeline(enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
 def chained() -> None:
     second(first())
 
@@ -119,13 +119,9 @@ def test_a_run_stays_on_its_stack_when_another_is_set_or_its_own_is_applied(
 def locked() -> Iterator[None]:
     """Hold the lock of ZenML's database, as another process would."""
     database = Client().zen_store.engine.url.database  # type: ignore[attr-defined]
-    with sqlite3.connect(database, isolation_level=None, check_same_thread=False) as connection:
+    with closing(sqlite3.connect(database, isolation_level=None, check_same_thread=False)) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        finally:
-            connection.execute("ROLLBACK")
-            connection.close()
+        yield
 
 
 def test_zenmls_database_locked_for_seconds_only_delays_a_run(folder: Path) -> None:
