@@ -6,7 +6,11 @@ VENV := .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 SMALL := -n 2 --dist loadfile --no-loadscope-reorder -m "not prove and not bench"
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help install run up deployments test coverage prove check format bench bench-serve bench-judge bench-batch bench-drift bench-stream bench-dask lock clean
+=======
+.PHONY: help install run up rehearse deployments test coverage prove check format bench bench-serve bench-judge bench-batch bench-drift bench-stream lock clean
+>>>>>>> d806a3c58b49a6a498567e140c63715b9b5ad139
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,6 +23,9 @@ run: install ## Run the whole life of one model (MODEL=heart_disease does anothe
 
 up: install ## Start Prefect server, worker and MLflow UI on this clone's state; Ctrl-C ends them
 	@$(BIN)/python -m flows.up
+
+rehearse: install ## Try the cloud stack with every back end on this machine's loopback (minutes; needs .ci/run's servers)
+	@$(BIN)/python -m flows.rehearse
 
 deployments: install ## Write prefect.yaml from models/*.yaml
 	@$(BIN)/python -m flows.deployments

@@ -24,8 +24,8 @@ from bentos.settings import Following, following
 from bentos.startup import Listening, bound_connections, require_answers, require_workers, supervise, workers
 from models.errors import GauntletError, WorkError
 from stacks import logs
-from stacks.active import use_served_stack
 from stacks.home import home_dir
+from stacks.served import use_served_stack
 
 log = logging.getLogger("gauntlet.service")
 

@@ -1,7 +1,7 @@
 """What a stack carries besides its components, given to this process: addresses, and the keys to them.
 
-ZenML sets a stack's environment and secrets for every step on it. Flows, commands and the service need them too, so
-that `zenml stack set` alone changes where they look.
+ZenML sets a stack's environment and secrets for every step on it. Flows and commands need them too, so that `zenml
+stack set` alone changes where they look.
 """
 
 import base64
@@ -12,17 +12,11 @@ import sys
 from collections.abc import Container
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import yaml
 
-from models.errors import ConfigError
-from stacks.stack_file import REFERENCE, active_environment, load_stack
-
-STACK: Final = "GAUNTLET_STACK"
-DATABASE: Final = "GAUNTLET_DATABASE"
-# What a service needs to know of a stack; the keys to its other servers are none of its business.
-SERVED: Final = (DATABASE, "GAUNTLET_SECRET", "AWS_")
+from stacks.stack_file import active_environment
 
 _before: dict[str, str | None] = {}
 
@@ -50,41 +44,10 @@ def leave_stack(keep: Container[str] = ()) -> None:
             os.environ[name] = value
 
 
-def use_served_stack() -> None:
-    """Set, for the serving process, what the stack file that `GAUNTLET_STACK` names says of database and bucket.
-
-    What is set already stays. ZenML is not asked: the file's `${VARIABLE}`s are this process's own.
-
-    Raises:
-        ConfigError: There is no such file, or variables that these parts of it need are not set.
-    """
-    if name := os.environ.get(STACK):
-        for key, value in _of_file(name).items():
-            os.environ.setdefault(key, value)
-
-
-def served_database() -> str | None:
-    """The database that a service started from this shell would use; None for the home's own.
-
-    Raises:
-        ConfigError: As `use_served_stack`.
-    """
-    given = _before.get(DATABASE) if DATABASE in _before else os.environ.get(DATABASE)
-    name = os.environ.get(STACK)
-    return given or (_of_file(name).get(DATABASE) if name else None)
-
-
-def _of_file(name: str) -> dict[str, str]:
-    file = load_stack(name)
-    carried = {**file.environment, **{k: v for part in file.secrets.values() for k, v in (part or {}).items()}}
-    wanted = {key: text for key, text in carried.items() if key.startswith(SERVED) and not os.environ.get(key)}
-    missing = sorted({v for text in wanted.values() for v in REFERENCE.findall(text) if not os.environ.get(v)})
-    if missing:
-        raise ConfigError(
-            f"{STACK}={name}: a service on it needs variables that are not set: {', '.join(missing)}; "
-            "set them, or what they stand for"
-        )
-    return {key: REFERENCE.sub(lambda match: os.environ[match[1]], text) for key, text in wanted.items()}
+def shell_environment() -> dict[str, str]:
+    """The variables of this process as the shell set them, without what `use_stack` did."""
+    kept = {name: value for name, value in os.environ.items() if name not in _before}
+    return kept | {name: value for name, value in _before.items() if value is not None}
 
 
 def _carried() -> dict[str, str]:

@@ -32,7 +32,6 @@ _CODE: Mapping[str, tuple[str, ...]] = {
     "stacks": (
         *(
             "__init__.py",
-            "active.py",
             "alerts.py",
             "audit.py",
             "findings.py",
@@ -41,8 +40,7 @@ _CODE: Mapping[str, tuple[str, ...]] = {
             "ledger.py",
             "lifecycle.py",
             "logs.py",
-            "stack_file.py",
-            "write_ahead.py",
+            "served.py",
         ),
         "*.yaml",
         "migrations/**/*.py",

@@ -14,10 +14,11 @@ from packaging.markers import Marker
 
 from models.errors import GauntletError, bounded
 from stacks import registry
-from stacks.active import served_database
+from stacks.active import shell_environment
 from stacks.home import clone_dir, use_home
 from stacks.ledger import Ledger, home_database, open_ledger
 from stacks.lifecycle import Standing
+from stacks.served import served_database
 
 LOCK = "requirements.lock"
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;\s*(.*?))?\s*\\?$")
@@ -212,7 +213,7 @@ def check_database() -> Iterator[Finding]:
     """A service started from this shell and a run on the active stack use the same database."""
     from stacks.stack_file import active_environment
 
-    served = served_database()
+    served = served_database(shell_environment())
     theirs = active_environment().get("GAUNTLET_DATABASE")
     if theirs is None and not os.environ.get("GAUNTLET_STACK"):
         theirs = served

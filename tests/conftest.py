@@ -19,7 +19,7 @@ if not hasattr(sys.modules["__main__"], "__file__"):
     sys.modules["__main__"].__file__ = str(Path(pytest.__file__).with_name("__main__.py"))
 HOME = Path(tempfile.mkdtemp(prefix="gauntlet-test-"))
 for _name in [n for n in os.environ if n.startswith(("GAUNTLET_", "PREFECT_", "ZENML_", "MLFLOW_", "BENTOML_"))]:
-    if _name not in ("GAUNTLET_REQUIRE_SERVICES", "GAUNTLET_DATA"):
+    if _name not in ("GAUNTLET_REQUIRE_SERVICES", "GAUNTLET_DATA") and not _name.startswith("GAUNTLET_TEST_"):
         del os.environ[_name]
 os.environ.update(environment(HOME))
 os.environ["GAUNTLET_SECRET"] = "test-secret"

@@ -1,4 +1,4 @@
-"""Databases of a test, their files too: SQLite, a schema of its own in the PostgreSQL that `TEST_POSTGRES` names."""
+"""Databases of a test, their files too: SQLite, or a schema of its own in `GAUNTLET_TEST_POSTGRES`."""
 
 import os
 import subprocess
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-POSTGRES = os.environ.get("TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/test")
+POSTGRES = os.environ.get("GAUNTLET_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/test")
+MYSQL = os.environ.get("GAUNTLET_TEST_MYSQL", "mariadb+pymysql://root@127.0.0.1:3306/test")
 
 
 def postgres_schema() -> Iterator[str]:
@@ -21,7 +22,7 @@ def postgres_schema() -> Iterator[str]:
     except sa.exc.OperationalError:
         if os.environ.get("GAUNTLET_REQUIRE_SERVICES") == "1":
             raise
-        pytest.skip("no PostgreSQL answers: set TEST_POSTGRES")
+        pytest.skip("no PostgreSQL answers: set GAUNTLET_TEST_POSTGRES")
     yield f"{POSTGRES}?options=-csearch_path%3D{name}"
     with engine.begin() as connection:
         connection.execute(sa.text(f"DROP SCHEMA {name} CASCADE"))

@@ -32,7 +32,7 @@ from zenml.utils.env_utils import temporary_environment
 
 from stacks.orchestrator.attempt import step_begins
 from stacks.orchestrator.flow_run import current_flow_run_id
-from stacks.orchestrator.outcome import REASON_LENGTH, fail_run, publish_stopping, stop_run
+from stacks.orchestrator.outcome import fail_run, publish_stopping, stop_run
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
@@ -55,9 +55,10 @@ def zenml_run(snapshot_id: str, run_id: str | None = None) -> State[Any] | None:
     assert flow_run_id is not None
     _find_sources(Path.cwd())
     with prevent_pipeline_execution():
-        integration_registry.activate_integrations()
-        client = Client()
-        snapshot = client.zen_store.get_snapshot(UUID(snapshot_id))
+        snapshot = Client().zen_store.get_snapshot(UUID(snapshot_id))
+        if snapshot.is_dynamic:
+            # What it calls is compiled here, with whatever materializers there are; of the others that is done.
+            integration_registry.activate_integrations()
         run = _run_of(snapshot, UUID(run_id) if run_id else None)
         if run.status == ExecutionStatus.STOPPING:
             stop_run(run.id, "It was stopped before a worker took it.")
@@ -114,7 +115,7 @@ def _execute(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse", f
             if _is_cancelled(flow_run_id):
                 stop_run(run.id, CANCELLED)
             else:
-                fail_run(run.id, f"{type(error).__name__}: {error}"[:REASON_LENGTH])
+                fail_run(run.id, f"{type(error).__name__}: {error}")
         raise
 
 

@@ -15,7 +15,8 @@ from zenml.client import Client
 
 from models.errors import ConfigError
 from stacks import active, stack_file
-from stacks.active import leave_stack, served_database, use_served_stack, use_stack
+from stacks.active import leave_stack, shell_environment, use_stack
+from stacks.served import served_database, use_served_stack
 from stacks.stack_file import REFERENCE, apply, ensure_active, load_stack
 from tests.stacks.test_stack_file import CLOUD
 
@@ -58,6 +59,8 @@ def test_setting_a_stack_switches_addresses_and_keys_and_back(carrying: str, mon
         assert os.environ["MLFLOW_TRACKING_URI"] == "https://mlflow.example"
         assert os.environ["GAUNTLET_DASK"] == "tls://dask.example"
         assert os.environ["GAUNTLET_DATABASE"] == "postgresql://u:p@db.example/carried"
+        assert shell_environment()["MLFLOW_TRACKING_URI"] == local
+        assert "GAUNTLET_DASK" not in shell_environment()
     Client().activate_stack("local")
     use_stack()
     assert os.environ["MLFLOW_TRACKING_URI"] == local
@@ -118,7 +121,7 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_a_service_takes_its_database_and_its_bucket_from_the_stack_file(shell: pytest.MonkeyPatch) -> None:
     tracking = os.environ["MLFLOW_TRACKING_URI"]
-    assert served_database() == CLOUD["GAUNTLET_DATABASE_URL"]
+    assert served_database(os.environ) == CLOUD["GAUNTLET_DATABASE_URL"]
     for name in CLOUD:
         if "PREFECT" in name or "MLFLOW" in name or "DASK" in name:
             shell.delenv(name)
@@ -133,7 +136,7 @@ def test_a_service_takes_its_database_and_its_bucket_from_the_stack_file(shell: 
 def test_the_service_s_own_database_comes_first(shell: pytest.MonkeyPatch) -> None:
     shell.setenv("GAUNTLET_DATABASE", "postgresql://mine.example/x")
     shell.delenv("GAUNTLET_DATABASE_URL")
-    assert served_database() == "postgresql://mine.example/x"
+    assert served_database(os.environ) == "postgresql://mine.example/x"
     use_served_stack()
     assert os.environ["GAUNTLET_DATABASE"] == "postgresql://mine.example/x"
 
@@ -151,7 +154,7 @@ def test_a_service_says_what_its_stack_lacks(shell: pytest.MonkeyPatch) -> None:
 
 def test_knowing_the_stack_costs_the_service_no_tool() -> None:
     code = (
-        "import sys; import stacks.active; "
+        "import sys; import stacks.served; "
         "print([name for name in ('zenml', 'prefect', 'mlflow', 'pandas') if name in sys.modules])"
     )
     assert _child(code) == "[]"

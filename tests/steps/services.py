@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
+from tests.databases import MYSQL, POSTGRES
+
 SERVERS = {
-    "postgresql": os.environ.get("TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/test"),
-    "mariadb": os.environ.get("TEST_MARIADB", "mariadb+pymysql://root@127.0.0.1:3306/test"),
+    "postgresql": POSTGRES,
+    "mariadb": MYSQL,
 }
 
 
@@ -23,7 +25,7 @@ def server(kind: str) -> str:
     except sa.exc.OperationalError:
         if os.environ.get("GAUNTLET_REQUIRE_SERVICES") == "1":
             raise
-        pytest.skip(f"no {kind} answers: set TEST_{'POSTGRES' if kind == 'postgresql' else 'MARIADB'}")
+        pytest.skip(f"no {kind} answers: set GAUNTLET_TEST_{'POSTGRES' if kind == 'postgresql' else 'MYSQL'}")
     return SERVERS[kind]
 
 

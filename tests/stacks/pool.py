@@ -1,0 +1,139 @@
+"""A Prefect server of its own and a worker of a process pool, as tests of submitted runs need them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from prefect import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+from prefect.workers.process import ProcessWorker
+from zenml.client import Client
+from zenml.enums import StackComponentType
+
+from flows.up import free_ports
+from stacks.stack_file import ensure_active
+
+POOL = "test-pool"
+PATIENCE = 240.0
+
+
+def awaited(there: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """What a condition gives once it gives something; looked at four times a second."""
+    deadline = time.monotonic() + patience
+    while not (found := there()):
+        assert time.monotonic() < deadline, f"waited {patience:.0f} s for {what}"
+        time.sleep(0.25)
+    return found
+
+
+class Services:
+    """The server and the worker; both can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (self.port,) = free_ports((14200,))
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self._server: subprocess.Popen[bytes] | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of both, and of a process that runs a pipeline."""
+        return {
+            **os.environ,
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_API_URL": self.url,
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+            "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+            "ZENML_LOGGING_VERBOSITY": "WARN",
+        }
+
+    def start_server(self) -> None:
+        (self.folder / "prefect").mkdir(exist_ok=True)
+        self._server = self._start("server", "server", "start", "--port", str(self.port))
+        awaited(self._healthy, "the server")
+
+    def stop_server(self) -> None:
+        assert self._server is not None
+        _kill_tree(self._server.pid)
+
+    def start_worker(self) -> None:
+        self._worker = self._start("worker", "worker", "start", "--pool", POOL, "--type", "process")
+
+    def kill_worker(self) -> None:
+        """End the worker and all that it started, by SIGKILL."""
+        if self._worker is not None:
+            _kill_tree(self._worker.pid)
+
+    def log(self, name: str) -> str:
+        """What the server or the worker wrote."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def _start(self, name: str, *arguments: str) -> "subprocess.Popen[bytes]":
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [str(Path(sys.executable).with_name("prefect")), *arguments],
+                env=self.environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def _healthy(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.url}/health", timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+
+def _kill_tree(process: int) -> None:
+    try:
+        top = psutil.Process(process)
+        everyone = [*top.children(recursive=True), top]
+    except psutil.NoSuchProcess:
+        return
+    for each in everyone:
+        try:
+            each.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(everyone, timeout=30)
+
+
+@contextmanager
+def services(folder: Path) -> Iterator[Services]:
+    """A server with the pool, this process's Prefect talking to it; the worker is the caller's to start."""
+    there = Services(folder)
+    there.start_server()
+    try:
+        with temporary_settings({PREFECT_API_URL: there.url, PREFECT_UI_URL: there.url.removesuffix("/api")}):
+            template = ProcessWorker.get_default_base_job_template()
+            with get_client(sync_client=True) as client:
+                client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+            yield there
+    finally:
+        there.kill_worker()
+        there.stop_server()
+
+
+def add_stack(name: str, **configuration: Any) -> None:
+    """Add a stack that is as `local`, but for the configuration of our orchestrator."""
+    ensure_active()
+    client = Client()
+    kind = StackComponentType.ORCHESTRATOR
+    components: Any = {each: parts[0].id for each, parts in client.get_stack("local").components.items()}
+    client.create_stack_component(name, "prefect", kind, configuration)
+    client.create_stack(name, components | {kind: name})
