@@ -485,8 +485,12 @@ def _claimed(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse | N
             return
         Client().zen_store.update_run(run.id, PipelineRunUpdate(orchestrator_run_id=run_id))
         facts = {"zenml_run_id": str(run.id), "flow_run_id": str(flow_run_id)}
-        with marked(_running_folder(), str(run.id), facts):
+        with marked(_running_folder(), str(run.id), facts, lambda: _finished(run.id)):
             yield
+
+
+def _finished(run_id: UUID) -> bool:
+    return bool(Client().get_pipeline_run(run_id, hydrate=False).status.is_finished)
 
 
 @contextmanager
