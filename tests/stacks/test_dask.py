@@ -278,7 +278,7 @@ def test_a_lost_worker_is_a_failed_step_with_the_reason_and_not_run_again(notes:
     task = task_runs(flow_run_of(run), ["loses_its_worker"])["loses_its_worker"]
     assert task.state is not None and task.state.is_failed() and "was lost" in (task.state.message or "")
     assert len([*notes.glob("started-*")]) == 1
-    until(lambda: not any(lives(int(note.name.partition("-")[2])) for note in notes.glob("started-*")), 30)
+    until(lambda: not any(lives(int(note.name.partition("-")[2])) for note in notes.glob("started-*")))
 
 
 def test_a_step_with_retries_is_tried_again_on_another_worker(notes: Path, cluster: Cluster) -> None:
@@ -454,7 +454,7 @@ def test_a_scheduler_that_dies_is_a_failed_step_and_the_next_run_succeeds(notes:
         watched(bereft, watch)
     assert statuses(last_run("bereft")) == {"beside": "failed"}
     ended_clearly("bereft")
-    until(lambda: not lives(int((notes / "beside").read_text())), 30)
+    until(lambda: not lives(int((notes / "beside").read_text())))
     cluster.stop()
     cluster.start()
     assert simple().status == ExecutionStatus.COMPLETED
