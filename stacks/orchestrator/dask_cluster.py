@@ -119,6 +119,13 @@ def main(workers: int) -> None:
             "distributed.scheduler.allowed-failures": 0,
             # Steps have the caller's environment, and as many threads as they would have there.
             "distributed.nanny.pre-spawn-environ": {},
+            # What Dask watches itself by takes a tenth of a core.
+            "distributed.worker.profile.enabled": False,
+            "distributed.admin.tick.interval": "1s",
+            "distributed.admin.tick.limit": "30s",
+            "distributed.admin.system-monitor.interval": "10s",
+            "distributed.admin.system-monitor.disk": False,
+            "distributed.admin.system-monitor.gil.enabled": False,
         }
     )
     security = Security.temporary()

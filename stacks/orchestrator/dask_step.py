@@ -90,7 +90,11 @@ def run_step(job: dict[str, Any], wanted: dict[str, Any]) -> None:
     name = f"Dask worker {worker.address}" + ("" if worker.name == worker.address else f" ({worker.name})")
     line.send([json.dumps({"kind": "place", "name": name, "address": worker.address, "pid": os.getpid()})])
     try:
-        process = _pool_of_run(job["zenml_run_id"], _here(wanted)).run(_complete(job))
+        pool = _pool_of_run(job["zenml_run_id"], _here(wanted))
+        # A cold server takes seconds.
+        if line.command(0) is not None or not line.wanted():
+            raise PlaceError("it was stopped before it began")
+        process = pool.run(_complete(job))
     except PlaceError as error:
         line.send([json.dumps({"kind": "exit", "status": None, "reason": f"on {name}: {error}"})])
         return

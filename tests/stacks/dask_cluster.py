@@ -16,7 +16,7 @@ from distributed import Client
 from stacks.orchestrator.tether import tethered
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 120.0
+LIMIT = 240.0
 
 
 class Cluster:

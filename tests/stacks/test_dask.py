@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import psutil
 import pytest
@@ -34,7 +33,6 @@ from stacks.orchestrator.dask_step import BATCHES, LARGEST_BATCH, Line, _pass_on
 from stacks.orchestrator.failure import StepFailed
 from stacks.orchestrator.flow_run import prefect_api
 from stacks.orchestrator.place import PlaceError
-from stacks.orchestrator.pool import Wanted
 from stacks.stack_file import ensure_active
 from tests.stacks.dask_cluster import Cluster, free_port, running, until
 from tests.stacks.pipelines import find, flow_run_of, last_run, leave, sent, statuses, stored, task_runs
@@ -278,7 +276,7 @@ def test_a_lost_worker_is_a_failed_step_with_the_reason_and_not_run_again(notes:
     task = task_runs(flow_run_of(run), ["loses_its_worker"])["loses_its_worker"]
     assert task.state is not None and task.state.is_failed() and "was lost" in (task.state.message or "")
     assert len([*notes.glob("started-*")]) == 1
-    until(lambda: not any(lives(int(note.name.partition("-")[2])) for note in notes.glob("started-*")), 30)
+    until(lambda: not any(lives(int(note.name.partition("-")[2])) for note in notes.glob("started-*")))
 
 
 def test_a_step_with_retries_is_tried_again_on_another_worker(notes: Path, cluster: Cluster) -> None:
@@ -394,22 +392,6 @@ def test_what_no_worker_has_is_refused_before_anything_starts(notes: Path) -> No
     ended_clearly("demanding")
 
 
-def test_a_worker_of_another_zenml_says_so(cluster: Cluster) -> None:
-    unknown = str(UUID(int=1))
-    job = {
-        "snapshot": unknown,
-        "step": "any",
-        "orchestrator_run_id": unknown,
-        "flow_run_url": "",
-        "zenml_run_id": unknown,
-    }
-    with dask_place.DaskPlace(Wanted([], [], None), {"any": {}}, cluster.address, 1) as place:
-        messages = [*place.start(job).messages()]
-    (failed,) = [message for message in messages if message["kind"] == "failed"]
-    assert failed["name"] == "PlaceError" and "ZENML_STORE_URL" in failed["message"]
-    assert failed["before"]["name"] == "KeyError"
-
-
 @step
 def plain() -> int:
     return 7
@@ -454,7 +436,7 @@ def test_a_scheduler_that_dies_is_a_failed_step_and_the_next_run_succeeds(notes:
         watched(bereft, watch)
     assert statuses(last_run("bereft")) == {"beside": "failed"}
     ended_clearly("bereft")
-    until(lambda: not lives(int((notes / "beside").read_text())), 30)
+    until(lambda: not lives(int((notes / "beside").read_text())))
     cluster.stop()
     cluster.start()
     assert simple().status == ExecutionStatus.COMPLETED
