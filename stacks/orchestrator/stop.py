@@ -67,7 +67,9 @@ class Watch:
     def asked(self) -> bool:
         """Whether somebody wants the run to end; asks ZenML unless it is known."""
         if not self._asked and self._run_id:
-            self._asked = Client().get_pipeline_run(self._run_id, hydrate=False).status in ENDING
+            run = Client().get_pipeline_run(self._run_id, hydrate=False)
+            # Without a reason it is a run that ended as stopped because of a step that Ctrl-C hit.
+            self._asked = run.status in ENDING and bool(run.get_body().status_reason)
         return self._asked
 
     def raise_if_graceful(self) -> None:
