@@ -102,6 +102,19 @@ class Training:
     family: Family
 
 
+@dataclass(frozen=True)
+class Whole:
+    """All training rows, where only a sample of them is at hand.
+
+    Attributes:
+        rows: How many.
+        columns: Exact figures of each column, see `column_figures`; personal columns left out.
+    """
+
+    rows: int
+    columns: Mapping[str, Mapping[str, Any]]
+
+
 class TooLarge(DataError):
     """A row leads to numbers beyond the model's arithmetic.
 
@@ -287,6 +300,7 @@ def write_release(
     data_digest: str,
     trials: int,
     evidence: Mapping[str, Any],
+    whole: Whole | None = None,
 ) -> Release:
     """Write a fitted pipeline and all that belongs to it.
 
@@ -299,6 +313,7 @@ def write_release(
         data_digest: Digest of the data that `train` was split from.
         trials: Configurations that tuning tried.
         evidence: Name to JSON-ready data, text, or bytes (the name then says the kind: "roc.png"); not in the digest.
+        whole: What `train` is a sample of, with every class; None where it holds all training rows.
 
     Raises:
         WorkError: The directory is not empty, the pipeline cannot be stored, or a metric is no number.
@@ -311,7 +326,7 @@ def write_release(
     files = dump_pipeline(pipeline)
     stored = load_pipeline(files.get)  # what is described below is what will be loaded
     estimator = type(stored.steps[-1][1]).__name__
-    training = Training(data_digest, config.seed, trials, len(train), FAMILIES[estimator])
+    training = Training(data_digest, config.seed, trials, whole.rows if whole else len(train), FAMILIES[estimator])
     golden = [asdict(row) for row in _golden(stored, schema, train, config.seed)]
     figures = _finite(metrics)
     files |= {
@@ -320,7 +335,7 @@ def write_release(
         "golden.json": _json(golden, in_order=True),
         "metrics.json": _json(figures),
         "training.json": _json(asdict(training)),
-        **_reference(config, train, stored if training.family in _LINEAR else None),
+        **_reference(config, train, stored if training.family in _LINEAR else None, whole),
     }
     files |= {f"{EVIDENCE}/{_evidence_file(name, data)}": _evidence_bytes(data) for name, data in evidence.items()}
     digest = _release_digest(
@@ -455,7 +470,9 @@ def _require_codes(pipeline: "Pipeline", schema: Schema) -> None:
         raise WorkError(f"the pipeline was fitted on class codes {fitted[:20]}, not on 0 to {len(schema.labels) - 1}")
 
 
-def _reference(config: ModelConfig, train: "pd.DataFrame", linear: "Pipeline | None") -> dict[str, bytes]:
+def _reference(
+    config: ModelConfig, train: "pd.DataFrame", linear: "Pipeline | None", whole: Whole | None
+) -> dict[str, bytes]:
     """A seeded sample of the training rows as Parquet, and exact figures of all of them as JSON.
 
     A linear model's effects are measured from the sample's mean, which is written too: a Bento cannot read Parquet.
@@ -471,11 +488,12 @@ def _reference(config: ModelConfig, train: "pd.DataFrame", linear: "Pipeline | N
     buffer = io.BytesIO()
     sample.to_parquet(buffer, index=False)
     types = {name: column.type for name, column in config.columns.items()}
-    columns = {name: _figures(known[name], types.get(name, "")) for name in known.columns}
+    if whole is None:
+        whole = Whole(len(known), {name: column_figures(known[name], types.get(name, "")) for name in known.columns})
     means = {BACKGROUND: _json(_background(linear, sample))} if linear is not None else {}
     return means | {
         "reference/sample.parquet": buffer.getvalue(),
-        "reference/summary.json": _json({"rows": len(known), "sampled": len(sample), "columns": columns}),
+        "reference/summary.json": _json({"rows": whole.rows, "sampled": len(sample), "columns": dict(whole.columns)}),
     }
 
 
@@ -488,7 +506,7 @@ def _background(pipeline: "Pipeline", sample: "pd.DataFrame") -> list[float]:
         return [_rounded(mean) for mean in np.ravel(prepare(pipeline, sample).mean(axis=0)).tolist()]
 
 
-def _figures(values: "pd.Series[Any]", kind: str) -> dict[str, Any]:
+def column_figures(values: "pd.Series[Any]", kind: str) -> dict[str, Any]:
     """Exact figures of one column: counts and quantiles of numbers and dates, counts of categories, lengths of text."""
     import pandas as pd
 

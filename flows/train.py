@@ -37,10 +37,10 @@ from steps.promote import repair, require_gates
 LOG = logging.getLogger(__name__)
 SOURCE_TAG = "gauntlet.source_digest"
 STEP_PARTS: Mapping[str, tuple[str, ...]] = {
-    "ingest": ("seed", "split", "on_bad_row", "max_bad_rows"),
+    "ingest": ("seed", "split", "on_bad_row", "max_bad_rows", "compute"),
     "validate": ("seed", "split", "validation", "monitoring", "derived"),
     "split": ("seed", "split", "sample_size"),
-    "tune": ("task", "metric", "seed", "derived", "features", "text", "split", "tuning", "fairness"),
+    "tune": ("task", "metric", "seed", "derived", "features", "text", "split", "tuning", "fairness", "search_rows"),
 }
 
 

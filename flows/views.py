@@ -212,7 +212,7 @@ def print_changes(changes: Sequence[Any], applied: bool, as_json: bool) -> None:
     if not changes:
         out.print("Nothing to change.")
         return
-    rows = [(change.action, change.kind, change.name, change.detail) for change in changes]
+    rows = [(change.action, change.kind, change.name, change.said) for change in changes]
     table("Applied" if applied else "Plan", ("action", "kind", "name", "detail"), rows)
 
 

@@ -393,6 +393,14 @@ class ModelConfig(Section):
     metric: str = Field("accuracy", description="The figure that tuning, gates and promotion go by.")
     seed: int = Field(42, ge=0, lt=2**31)
     sample_size: int | None = Field(None, ge=10, description="Train on a seeded sample of this many rows.")
+    compute: Literal["memory", "dask"] = Field(
+        "memory", description="What holds the rows: one process, or Dask workers a partition at a time (docs/dask.md)."
+    )
+    search_rows: int = Field(
+        100_000,
+        ge=100,
+        description="With `compute: dask`: the seeded sample of training rows that tuning and the preparation see.",
+    )
     sources: tuple[Source, ...] = Field(min_length=1, description="The first is the default.")
     on_bad_row: Literal["stop", "quarantine"] = Field("stop", description="What ingest does with rows that do not fit.")
     max_bad_rows: Share = Field(0.05, description="Largest share of rows that quarantine may take.")
@@ -439,6 +447,7 @@ class ModelConfig(Section):
             _require(self.split.column, list(self.columns), "split.column")
         self._judged_columns_exist(known)
         self._can_be_watched()
+        self._can_be_partitioned()
         if self.task == "classification" and self.target.map:
             extra = set(self.target.map.values()) - set(self.target.labels)
             if self.target.labels and extra:
@@ -457,6 +466,21 @@ class ModelConfig(Section):
         for name in ("webhook", "alertmanager"):
             if _SECRET_IN_URL.search(REFERENCE.sub("", getattr(self.monitoring.alerts, name) or "")):
                 raise ValueError(f"monitoring.alerts.{name} holds a password or key; write ${{VARIABLE}} in its place")
+
+    def _can_be_partitioned(self) -> None:
+        if self.compute != "dask":
+            return
+        if not any(source.kind == "parquet" for source in self.sources):
+            raise ValueError("compute: dask reads Parquet, and no source has `kind: parquet`; add one, or leave it out")
+        if self.sample_size is not None:
+            raise ValueError("compute: dask trains on all rows: leave sample_size out, or train with compute: memory")
+        if self.fairness.reweigh:
+            raise ValueError("compute: dask cannot weigh rows: leave fairness.reweigh out, or compute")
+        texts = [name for name in self.feature_names() if name in self.columns and self.columns[name].type == "text"]
+        if texts:
+            raise ValueError(
+                f"compute: dask cannot read texts: exclude '{texts[0]}' from the features, or use compute: memory"
+            )
 
     def _judged_columns_exist(self, known: Sequence[str]) -> None:
         for name in self.evaluation.slices.columns:
@@ -537,6 +561,8 @@ class ModelConfig(Section):
         shaped = self.model_dump(mode="json", include=keys | {"text"})
         if self.fairness.reweigh:
             shaped["reweigh"] = list(self.fairness.reweigh)
+        if self.compute == "dask":
+            shaped |= {"compute": self.compute, "search_rows": self.search_rows}
         if own := self.evaluation.metrics.get(self.metric):
             shaped["own_metric"] = own.model_dump(mode="json")
         for key in ("seconds", "workers"):

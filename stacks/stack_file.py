@@ -3,12 +3,11 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -18,9 +17,6 @@ from models.section import Section
 from stacks.home import environment as home_environment
 from stacks.home import home_dir, use_home
 from stacks.write_ahead import write_ahead
-
-if TYPE_CHECKING:
-    from zenml.models import FlavorResponse, SecretResponse, StackResponse
 
 ComponentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 TYPES = (
@@ -33,7 +29,6 @@ TYPES = (
     "image_builder",
 )
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-SECRET_REFERENCE = re.compile(r"^\{\{\s*[^{}]+\.[^{}]+\}\}$")
 PASSWORD_IN_URL = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 
 
@@ -70,7 +65,7 @@ class StackFile(Section):
             for key, value in (values or {}).items():
                 if not REFERENCE.fullmatch(value):
                     raise ValueError(f"secrets.{name}.{key} must be a reference like ${{{key}}}, not the value itself")
-        for path, text in _texts(self.model_dump(exclude={"secrets"})):
+        for path, text in texts(self.model_dump(exclude={"secrets"})):
             if PASSWORD_IN_URL.search(REFERENCE.sub("", text)):
                 raise ValueError(f"{path} holds a password: put the whole address into a variable, ${{NAME}}")
         return self
@@ -82,16 +77,26 @@ class StackFile(Section):
 
 @dataclass(frozen=True)
 class Change:
-    """One difference between a stack file and ZenML's state, without any value."""
+    """One difference between a stack file and ZenML's state, without any value.
+
+    Attributes:
+        also_used_by: Other stacks that have the component and do not ask for the same: it is not changed under them.
+    """
 
     action: Literal["create", "update"]
     kind: str
     name: str
     detail: str = ""
+    also_used_by: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line for people, for example `update artifact_store 'cloud': config.path`."""
-        return f"{self.action} {self.kind} '{self.name}'" + (f": {self.detail}" if self.detail else "")
+        return f"{self.action} {self.kind} '{self.name}'" + (f": {self.said}" if self.said else "")
+
+    @property
+    def said(self) -> str:
+        """The detail, and whom else it would concern."""
+        return self.detail + (f" (also used by {', '.join(self.also_used_by)})" if self.also_used_by else "")
 
 
 def stacks_dir() -> Path:
@@ -131,7 +136,7 @@ def resolve_stack(name: str, variables: Mapping[str, str] | None = None) -> Stac
     """
     known = {**home_environment(home_dir()), **os.environ} if variables is None else variables
     raw = load_stack(name).model_dump(mode="json")
-    missing = sorted({v for _, text in _texts(raw) for v in REFERENCE.findall(text) if not known.get(v)})
+    missing = sorted({v for _, text in texts(raw) for v in REFERENCE.findall(text) if not known.get(v)})
     if missing:
         raise ConfigError(f"stacks/{name}.yaml needs variables that are not set: {', '.join(missing)}")
     # Secrets are references in a file, values from here on: not validated again.
@@ -155,21 +160,35 @@ def plan(name: str) -> list[Change]:
     Raises:
         ConfigError: The file is wrong, a variable is missing, or a component cannot be what the file asks for.
     """
-    return [change for change, _ in _Difference(name).steps()]
+    from stacks.stack_difference import Difference
+
+    use_home()
+    return [change for change, _ in Difference(name).steps()]
 
 
 def apply(name: str) -> list[Change]:
     """Make ZenML's state as the stack file says and return what was changed. Never asks, never deletes.
 
+    All that can be checked is checked before anything is changed; what ZenML refuses nevertheless leaves what was
+    changed before it, which the next `apply` completes.
+
     Raises:
-        ConfigError: As `plan`, or ZenML refuses a configuration.
+        ConfigError: As `plan`, a component is another stack's too, or ZenML refuses a configuration.
     """
     use_home()
     from zenml.exceptions import ZenMLBaseException
 
+    from stacks.stack_difference import Difference
+
     done = []
     with _first_use_lock():
-        for change, do in _Difference(name).steps():
+        steps = [*Difference(name).steps()]
+        if taken := [str(change) for change, _ in steps if change.also_used_by]:
+            raise ConfigError(
+                f"stacks/{name}.yaml would change components of other stacks too: {bounded('; '.join(taken), 1000)}. "
+                "Give them a name of their own (`name:`), or write the same into the other stacks' files"
+            )
+        for change, do in steps:
             try:
                 do()
             except (ZenMLBaseException, ValueError, ImportError, KeyError) as error:
@@ -235,191 +254,16 @@ def _first_use_lock() -> Iterator[None]:
         yield
 
 
-class _Difference:
-    """Compares a stack file with ZenML's state, part by part."""
-
-    def __init__(self, name: str) -> None:
-        use_home()
-        from zenml.client import Client
-        from zenml.enums import StackComponentType
-
-        self._name = name
-        self._file = resolve_stack(name)
-        self._raw = load_stack(name)
-        self._client = Client()
-        self._type = StackComponentType
-
-    def steps(self) -> Iterator[tuple[Change, Callable[[], object]]]:
-        """Changes with what makes each so; a later one may rely on an earlier one being made."""
-        yield from self._flavor()
-        yield from self._secrets()
-        for kind, part in self._file.components().items():
-            yield from self._component(kind, part)
-        yield from self._stack()
-
-    def _flavor(self) -> Iterator[tuple[Change, Callable[[], object]]]:
-        from stacks.orchestrator.flavor import FLAVOR_NAME, PrefectOrchestratorFlavor
-
-        if self._file.orchestrator.flavor != FLAVOR_NAME:
-            return
-        from zenml.models import FlavorUpdate
-
-        wanted = PrefectOrchestratorFlavor().to_model(integration="custom", is_custom=True)
-        known = self._find_flavor("orchestrator", FLAVOR_NAME)
-        if known is None:
-            yield Change("create", "flavor", FLAVOR_NAME), lambda: self._client.zen_store.create_flavor(wanted)
-        elif (known.source, known.config_schema) != (wanted.source, wanted.config_schema):
-            update = FlavorUpdate(source=wanted.source, config_schema=wanted.config_schema)
-            yield (
-                Change("update", "flavor", FLAVOR_NAME),
-                lambda: self._client.zen_store.update_flavor(known.id, update),
-            )
-
-    def _secrets(self) -> Iterator[tuple[Change, Callable[[], object]]]:
-        for name, values in self._file.secrets.items():
-            secret = self._find_secret(name)
-            if values is None:
-                if secret is None:
-                    raise ConfigError(
-                        f"stacks/{self._name}.yaml uses ZenML secret '{name}', which does not exist: "
-                        f"zenml secret create {name} --KEY=VALUE"
-                    )
-            elif secret is None:
-                yield (
-                    Change("create", "secret", name, ", ".join(values)),
-                    partial(self._client.create_secret, name, values),
-                )
-            elif changed := [key for key, value in values.items() if secret.secret_values.get(key) != value]:
-                yield (
-                    Change("update", "secret", name, ", ".join(changed)),
-                    partial(self._client.update_secret, secret.id, add_or_update_values=values),
-                )
-
-    def _component(self, kind: str, part: Component) -> Iterator[tuple[Change, Callable[[], object]]]:
-        name = part.name or self._name
-        self._check_config(kind, part)
-        found = self._client.list_stack_components(name=name, type=kind, hydrate=True).items
-        if not found:
-            yield (
-                Change("create", kind, name, f"flavor {part.flavor}"),
-                lambda: self._client.create_stack_component(name, part.flavor, self._type(kind), part.config),
-            )
-            return
-        component = found[0]
-        if component.flavor_name != part.flavor:
-            raise ConfigError(
-                f"stacks/{self._name}.yaml: {kind} '{name}' is of flavor {component.flavor_name} in ZenML and "
-                f"cannot become {part.flavor}: give it another name"
-            )
-        old = {key: value for key, value in component.configuration.items() if value is not None}
-        if changed := [key for key in sorted({*old, *part.config}) if old.get(key) != part.config.get(key)]:
-            # ZenML merges configurations; None takes a key out.
-            config = {**dict.fromkeys(old), **part.config}
-            yield (
-                Change("update", kind, name, ", ".join(f"config.{key}" for key in changed)),
-                lambda: self._client.update_stack_component(component.id, self._type(kind), configuration=config),
-            )
-
-    def _check_config(self, kind: str, part: Component) -> None:
-        flavor = self._find_flavor(kind, part.flavor)
-        where = f"stacks/{self._name}.yaml: {kind}"
-        if flavor is None:
-            from stacks.orchestrator.flavor import FLAVOR_NAME, PrefectOrchestratorFlavor
-
-            if (kind, part.flavor) != ("orchestrator", FLAVOR_NAME):
-                known = sorted({f.name for f in self._client.list_flavors(type=kind, size=200).items})
-                raise ConfigError(f"{where}: unknown flavor '{part.flavor}'{guess(part.flavor, known)}")
-            schema = PrefectOrchestratorFlavor().config_schema
-        else:
-            schema = flavor.config_schema
-        keys = schema.get("properties", {})
-        raw: dict[str, Any] = getattr(self._raw, kind).config
-        for key, value in raw.items():
-            if key not in keys:
-                raise ConfigError(f"{where}: unknown key '{key}' of flavor {part.flavor}{guess(key, sorted(keys))}")
-            literal = isinstance(value, str) and not (SECRET_REFERENCE.match(value) or REFERENCE.fullmatch(value))
-            if keys[key].get("sensitive") and literal:
-                raise ConfigError(f"{where}.{key} is secret: write ${{VARIABLE}} or a ZenML secret, {{{{name.key}}}}")
-
-    def _stack(self) -> Iterator[tuple[Change, Callable[[], object]]]:
-        from zenml.models import StackRequest, StackUpdate
-
-        wanted = {kind: part.name or self._name for kind, part in self._file.components().items()}
-        stack = self._find_stack()
-        if stack is None:
-            yield (
-                Change("create", "stack", self._name, ", ".join(wanted)),
-                lambda: self._client.zen_store.create_stack(
-                    StackRequest(
-                        name=self._name,
-                        description=self._file.description,
-                        components=self._ids(wanted),
-                        environment=self._file.environment,
-                        secrets=[*self._file.secrets],
-                    )
-                ),
-            )
-            return
-        differences = self._stack_differences(stack, wanted)
-        if differences:
-            yield (
-                Change("update", "stack", self._name, ", ".join(differences)),
-                lambda: self._client.zen_store.update_stack(
-                    stack.id,
-                    StackUpdate(
-                        description=self._file.description,
-                        components=self._ids(wanted),
-                        environment=self._file.environment,
-                        add_secrets=[name for name in self._file.secrets if name not in self._secret_names(stack)],
-                        remove_secrets=[name for name in self._secret_names(stack) if name not in self._file.secrets],
-                    ),
-                ),
-            )
-
-    def _stack_differences(self, stack: "StackResponse", wanted: Mapping[str, str]) -> list[str]:
-        # What ZenML adds by itself to every stack is none of ours.
-        known = {str(kind): parts[0].name for kind, parts in stack.components.items() if str(kind) in TYPES}
-        differences = [kind for kind in TYPES if known.get(kind) != wanted.get(kind)]
-        if (stack.environment or {}) != self._file.environment:
-            differences.append("environment")
-        if set(self._secret_names(stack)) != set(self._file.secrets):
-            differences.append("secrets")
-        if (stack.description or "") != self._file.description:
-            differences.append("description")
-        return differences
-
-    def _ids(self, wanted: Mapping[str, str]) -> dict[Any, list[Any]]:
-        return {
-            self._type(kind): [self._client.list_stack_components(name=name, type=kind).items[0].id]
-            for kind, name in wanted.items()
-        }
-
-    def _secret_names(self, stack: "StackResponse") -> list[str]:
-        return [str(self._client.get_secret(secret_id).name) for secret_id in stack.secrets or []]
-
-    def _find_stack(self) -> "StackResponse | None":
-        return next(iter(self._client.list_stacks(name=self._name, hydrate=True).items), None)
-
-    def _find_flavor(self, kind: str, name: str) -> "FlavorResponse | None":
-        return next(iter(self._client.list_flavors(type=kind, name=name, hydrate=True).items), None)
-
-    def _find_secret(self, name: str) -> "SecretResponse | None":
-        try:
-            return self._client.get_secret(name, allow_partial_name_match=False, allow_partial_id_match=False)
-        except KeyError:
-            return None
-
-
-def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """All texts in nested data, with their dotted paths."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield from _texts(part, f"{path}.{key}".lstrip("."))
+            yield from texts(part, f"{path}.{key}".lstrip("."))
     elif isinstance(value, Sequence):
         for index, part in enumerate(value):
-            yield from _texts(part, f"{path}.{index}")
+            yield from texts(part, f"{path}.{index}")
 
 
 def _replace(model: type[StackFile], raw: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:

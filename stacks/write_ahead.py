@@ -6,8 +6,6 @@ ZenML leaves SQLite's defaults, by which each of the 260 commits of a small run 
 import contextlib
 from typing import Any, Final
 
-import sqlalchemy as sa
-
 PATIENCE_MS: Final = 500
 
 
@@ -17,6 +15,7 @@ def write_ahead() -> None:
     A killed process loses nothing. A machine that loses power may lose ZenML's last records of a run, but never the
     file; verdicts are in the ledger, which waits for the disk.
     """
+    import sqlalchemy as sa
     from zenml.client import Client
     from zenml.zen_stores.sql_zen_store import SqlZenStore
 

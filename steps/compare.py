@@ -1,6 +1,6 @@
 """Comparing: champion and challenger on the same raw rows, none of which either was trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,12 +44,35 @@ class _Reading:
     Attributes:
         frame: All rows, its own columns typed by its own configuration.
         whole: Shape (n,) of bool: rows of which it can read every value.
-        unread: What it cannot read, in words.
+        unread: Column and reason to the number of values that it cannot read.
     """
 
     frame: pd.DataFrame
     whole: Array
-    unread: tuple[str, ...]
+    unread: Mapping[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Some test rows, as champion and challenger meet on them.
+
+    Attributes:
+        rows: Those that the challenger was not trained on.
+        readable: Of them those that the champion can read all.
+        left: Of them those that it was not trained on either.
+        unread: Column and reason to the number of values that it cannot read.
+        truth: Shape (left,): labels or numbers; empty where nobody was asked.
+        champion: Its answers to those left; None where nobody was asked.
+        challenger: Its answers to the same.
+    """
+
+    rows: int
+    readable: int
+    left: int
+    unread: Mapping[tuple[str, str], int]
+    truth: Array
+    champion: Answers | None = None
+    challenger: Answers | None = None
 
 
 def compare(config: ModelConfig, challenger: Release, champion: Release, name: str, test: pd.DataFrame) -> Comparison:
@@ -66,12 +89,12 @@ def compare(config: ModelConfig, challenger: Release, champion: Release, name: s
         name: What the notes call the champion.
         test: Typed test rows of the challenger, with the target.
     """
-    if other := _other_target(config, champion.config):
-        return _no_figures(f"{name} cannot be compared: {other}")
+    if other := other_target(config, champion.config):
+        return no_figures(f"{name} cannot be compared: {other}")
     try:
-        return _compared(config, challenger, champion, name, test)
+        return concluded(config, challenger, champion, name, meet(config, challenger, champion, test))
     except DataError as error:
-        return _no_figures(f"{name} cannot be compared: {error}")
+        return no_figures(f"{name} cannot be compared: {error}")
 
 
 def contest(
@@ -110,19 +133,21 @@ def rescored(config: ModelConfig, champion: Release, previous: Release, name: st
         name: What the notes call it.
         rows: Rows typed for the champion, with the target.
     """
-    if other := _other_target(champion.config, previous.config):
-        return _no_figures(f"{name} cannot be compared: {other}")
+    if other := other_target(champion.config, previous.config):
+        return no_figures(f"{name} cannot be compared: {other}")
     if previous.schema.labels != champion.schema.labels:
-        return _no_figures(f"{name} knows the classes {', '.join(previous.schema.labels)[:200]}")
+        return no_figures(f"{name} knows the classes {', '.join(previous.schema.labels)[:200]}")
     try:
         read = _read_by(previous, rows)
         if not read.whole.all():
-            return _no_figures(f"{name} cannot read {int((~read.whole).sum())} of {len(rows)} rows", *read.unread)
+            return no_figures(
+                f"{name} cannot read {int((~read.whole).sum())} of {len(rows)} rows", *_in_words(read.unread)
+            )
         truth = rows[champion.config.target.column].to_numpy()
         answers = (_answered_by(release, frame) for release, frame in ((champion, rows), (previous, read.frame)))
         return contest(config, champion.schema.labels, truth, *answers)
     except DataError as error:
-        return _no_figures(f"{name} cannot be compared: {error}")
+        return no_figures(f"{name} cannot be compared: {error}")
 
 
 def unseen(release: Release, frame: pd.DataFrame) -> Array:
@@ -146,32 +171,60 @@ def unseen(release: Release, frame: pd.DataFrame) -> Array:
     return np.asarray(moments > (pd.Timestamp(newest) if moments.dtype.kind == "M" else newest), dtype=bool)
 
 
-def _compared(config: ModelConfig, challenger: Release, champion: Release, name: str, test: pd.DataFrame) -> Comparison:
+def meet(config: ModelConfig, challenger: Release, champion: Release, test: pd.DataFrame, least: int = -1) -> Meeting:
+    """Let both answer the test rows that neither was trained on and the champion can read.
+
+    Args:
+        config: The challenger's configuration.
+        challenger: The new Release.
+        champion: The present one.
+        test: Typed test rows of the challenger, with the target.
+        least: Where some rows cannot be read, so many are needed for anybody to be asked; `promotion.min_rows` when
+            below 0.
+
+    Raises:
+        DataError: The champion cannot read the rows or fails on them.
+    """
     rows = test[unseen(challenger, test)]
     read = _read_by(champion, rows)
     new = read.whole.copy()
     new[read.whole] = unseen(champion, read.frame[read.whole])
-    left, least = int(new.sum()), config.promotion.min_rows
-    notes = _notes(config, champion, name, read, left)
-    if read.whole.all() and not left:
-        return _no_figures(f"{name} was trained on all {len(rows)} test rows")
-    if not read.whole.all() and left < least:
-        return _no_figures(*notes, f"{left} rows are left to compare on, at least {least} are asked")
-    theirs, ours = _answered_by(champion, read.frame[new]), challenger.answer(rows[new])
-    labels = challenger.schema.labels
+    readable, left = int(read.whole.sum()), int(new.sum())
+    met = Meeting(len(rows), readable, left, read.unread, rows[new][config.target.column].to_numpy())
+    if not left or (readable < len(rows) and left < (config.promotion.min_rows if least < 0 else least)):
+        return met
+    return replace(met, champion=_answered_by(champion, read.frame[new]), challenger=challenger.answer(rows[new]))
+
+
+def concluded(config: ModelConfig, challenger: Release, champion: Release, name: str, met: Meeting) -> Comparison:
+    """What a meeting comes to.
+
+    Raises:
+        DataError: The rows do not allow the model's metric, or its interval.
+    """
+    notes = _notes(config, champion, name, met)
+    if met.readable == met.rows and not met.left:
+        return no_figures(f"{name} was trained on all {met.rows} test rows")
+    if met.readable < met.rows and met.left < config.promotion.min_rows:
+        return no_figures(
+            *notes, f"{met.left} rows are left to compare on, at least {config.promotion.min_rows} are asked"
+        )
+    theirs, ours, labels = met.champion, met.challenger, challenger.schema.labels
+    if theirs is None or ours is None:
+        return no_figures(*notes)
     if (known := champion.schema.labels) != labels:
         notes.append(f"{name} knows the classes {', '.join(known)[:200]}")
         both = tuple(dict.fromkeys((*labels, *known)))
         theirs, ours, labels = _aligned(both, known, theirs), _aligned(both, labels, ours), both
-    truth = rows[new][config.target.column].to_numpy()
-    return replace(contest(config, labels, truth, theirs, ours), notes=tuple(notes))
+    return replace(contest(config, labels, met.truth, theirs, ours), notes=tuple(notes))
 
 
-def _no_figures(*notes: str) -> Comparison:
+def no_figures(*notes: str) -> Comparison:
+    """No comparison, and why."""
     return Comparison(0, None, None, notes=notes)
 
 
-def _other_target(config: ModelConfig, theirs: ModelConfig) -> str:
+def other_target(config: ModelConfig, theirs: ModelConfig) -> str:
     """What the champion predicts otherwise than the challenger, in words; empty when nothing."""
     if theirs.task != config.task:
         return f"it does {theirs.task}, the challenger {config.task}"
@@ -198,15 +251,19 @@ def _read_by(champion: Release, rows: pd.DataFrame) -> _Reading:
     whole = np.ones(len(rows), dtype=bool)
     for problem in typed.problems:
         whole[list(problem.rows)] = False
-    said = tuple(f"'{problem.column}' holds {problem.reason} in {problem.count}" for problem in typed.problems[:5])
-    return _Reading(rows.assign(**{name: typed.frame[name] for name in columns}), whole, said)
+    unread = {(problem.column, problem.reason): problem.count for problem in typed.problems}
+    return _Reading(rows.assign(**{name: typed.frame[name] for name in columns}), whole, unread)
 
 
-def _notes(config: ModelConfig, champion: Release, name: str, read: _Reading, left: int) -> list[str]:
-    rows, readable = len(read.whole), int(read.whole.sum())
+def _in_words(unread: Mapping[tuple[str, str], int]) -> tuple[str, ...]:
+    return tuple(f"'{column}' holds {reason} in {count}" for (column, reason), count in list(unread.items())[:5])
+
+
+def _notes(config: ModelConfig, champion: Release, name: str, met: Meeting) -> list[str]:
+    rows, readable, left = met.rows, met.readable, met.left
     notes = []
     if readable < rows:
-        notes.append(f"{name} cannot read {rows - readable} of {rows} test rows: {'; '.join(read.unread)}")
+        notes.append(f"{name} cannot read {rows - readable} of {rows} test rows: {'; '.join(_in_words(met.unread))}")
     if left < readable:
         of = "test rows" if readable == rows else "test rows that it can read"
         notes.append(f"{name} was trained on {readable - left} of {readable} {of}")

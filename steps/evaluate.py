@@ -1,8 +1,10 @@
 """Evaluating: champion and challenger on the same raw rows, none of which either was trained on."""
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,7 @@ from steps.holdout import draw_holdout, write_holdout
 from steps.measure import CalibrationBin, ClassFigures, CrossValidated, cross_validated, measure
 from steps.metrics import compute_metrics, greater_is_better
 from steps.paired import Paired
+from steps.partitions import Partitions
 from steps.plots import (
     calibration_plot,
     confusion_plot,
@@ -41,6 +44,9 @@ from steps.plots import (
 from steps.slices import Slice, slices
 from steps.train import fit_family
 from steps.validate import QualityReport
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 Array = np.ndarray[Any, Any]
 
@@ -117,6 +123,33 @@ class Evaluation(BaseModel):
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What was said to all test rows, and those of them that are looked at more closely.
+
+    Attributes:
+        truth: Shape (n,): labels or numbers.
+        answers: The challenger's, to the n rows.
+        linear: What the plain linear pipeline said to them: shape (n, k) or (n,).
+        known: The targets of all training rows.
+        compared: Champion and challenger on the rows that neither was trained on.
+        train: Training rows that the simplest models were fitted on.
+        looked: Test rows that behaviour, slices and fairness are judged by.
+        said: The challenger's answers to these.
+        notes: What a reader of the figures has to know.
+    """
+
+    truth: Array
+    answers: Answers
+    linear: Array
+    known: "pd.Series[Any]"
+    compared: Comparison
+    train: pd.DataFrame
+    looked: pd.DataFrame
+    said: Answers
+    notes: tuple[str, ...] = ()
+
+
 def evaluate_release(
     release: Release,
     train: pd.DataFrame,
@@ -138,17 +171,33 @@ def evaluate_release(
     Raises:
         DataError: The test rows do not allow the model's metric.
     """
-    config, labels = release.config, release.schema.labels
-    truth = test[config.target.column].to_numpy()
+    config = release.config
     compared = Comparison(0, None, None)
     with one_thread():
         answers = release.answer(test)
         if champion is not None:
             compared = compare(config, release, champion, f"v{champion_version}", test)
-        dummy, linear = _simplest(config, release, train, test)
-        behaviour = check_behaviour(release, test)
-    figures = compute_metrics(config, labels, truth, answers)
-    measured = measure(config, labels, truth, answers)
+        linear = linear_answer(plain_pipeline(config, train), test)
+    known = train[config.target.column]
+    truth = test[config.target.column].to_numpy()
+    found = Scored(truth, answers, linear, known, compared, train, test, answers)
+    return evaluation_of(release, found, quality_score, champion_version)
+
+
+def evaluation_of(
+    release: Release, found: Scored, quality_score: float, champion_version: int | None = None
+) -> Evaluation:
+    """Judge a Release by what it, the champion and the simplest models said to the test rows.
+
+    Raises:
+        DataError: The test rows do not allow the model's metric.
+    """
+    config, labels, compared = release.config, release.schema.labels, found.compared
+    with one_thread():
+        behaviour = check_behaviour(release, found.looked)
+    figures = compute_metrics(config, labels, found.truth, found.answers)
+    measured = measure(config, labels, found.truth, found.answers)
+    dummy, linear = _simplest(config, labels, found)
     return Evaluation(
         model=config.name,
         release_digest=release.digest,
@@ -162,24 +211,37 @@ def evaluate_release(
         challenger_compared=compared.challenger,
         paired=compared.paired,
         rows=compared.rows,
-        test_rows=len(test),
+        test_rows=len(found.truth),
         dummy=dummy,
         linear=linear,
         quality_score=quality_score,
         mlflow_run_id=str(release.evidence.get("mlflow_run", {}).get("run_id", "")),
         behaviour=behaviour,
-        notes=compared.notes,
+        notes=(*compared.notes, *found.notes),
         intervals=measured.intervals,
         classes=measured.classes,
         calibration=measured.calibration,
-        slices=slices(config, labels, test, answers, figures[config.metric]),
+        slices=slices(config, labels, found.looked, found.said, figures[config.metric]),
         cross_validation=cross_validated(release.evidence.get("tuning")),
-        fairness=assess_fairness(release, train, test, answers),
+        fairness=assess_fairness(release, found.train, found.looked, found.said),
     )
 
 
-def record(evaluation: Evaluation, release: Release, test: pd.DataFrame, champion: Release | None = None) -> Evaluation:
+def record(
+    evaluation: Evaluation,
+    release: Release,
+    test: pd.DataFrame,
+    champion: Release | None = None,
+    truth: Array | None = None,
+) -> Evaluation:
     """Explain a Release, beside the champion, and write figures, plots and holdout scores to its MLflow run.
+
+    Args:
+        evaluation: What it is worth.
+        release: The Release.
+        test: Typed test rows with the target.
+        champion: The champion's Release.
+        truth: The targets of all test rows, where `test` holds some of them.
 
     Returns:
         The evaluation with its explanations and the id of the run that holds them.
@@ -211,7 +273,8 @@ def record(evaluation: Evaluation, release: Release, test: pd.DataFrame, champio
     with tempfile.TemporaryDirectory() as folder:
         draw(release, test, Path(folder))
         draw_explanations(explanations, release, Path(folder))
-        (Path(folder) / FACTS).write_text(facts_of(release, test).model_dump_json(indent=2))
+        tested = test if truth is None else pd.DataFrame({release.schema.target: truth})
+        (Path(folder) / FACTS).write_text(facts_of(release, tested).model_dump_json(indent=2))
         draw_judged(evaluation, Path(folder))
         write_holdout(Path(folder), draw_holdout(release, test))
         if evaluation.fairness is not None:
@@ -246,19 +309,26 @@ def draw_judged(evaluation: Evaluation, folder: Path) -> None:
         slices_plot(folder / "slices.png", evaluation.slices, evaluation.metric, whole)
 
 
-def _simplest(config: ModelConfig, release: Release, train: pd.DataFrame, test: pd.DataFrame) -> tuple[float, float]:
+def plain_pipeline(config: ModelConfig, train: pd.DataFrame) -> "Pipeline":
+    """The plain linear pipeline, fitted."""
+    return fit_family(config, plain_linear(config), {}, train)
+
+
+def linear_answer(pipeline: "Pipeline", rows: pd.DataFrame) -> Array:
+    """What a fitted pipeline says to typed rows: shape (n, k), probabilities, or (n,), numbers."""
+    said = pipeline.predict_proba(rows) if hasattr(pipeline, "predict_proba") else pipeline.predict(rows)
+    return np.asarray(said, dtype=np.float64)
+
+
+def _simplest(config: ModelConfig, labels: Sequence[str], found: Scored) -> tuple[float, float]:
     """The metric on the test rows of a model that ignores its input, and of the plain linear pipeline."""
-    labels, truth = release.schema.labels, test[config.target.column].to_numpy()
-    target = train[config.target.column]
-    known = encode(labels, target).to_numpy() if labels else target.to_numpy(np.float64)
-    pipeline = fit_family(config, plain_linear(config), {}, train)
-    said = pipeline.predict_proba(test) if labels else pipeline.predict(test)
+    known = encode(labels, found.known).to_numpy() if labels else found.known.to_numpy(np.float64)
     figures = []
-    for answered in (dummy_answer(config, known, len(test), len(labels)), np.asarray(said, dtype=np.float64)):
+    for answered in (dummy_answer(config, known, len(found.truth), len(labels)), found.linear):
         answers = Answers(answered, None)
         if labels:
             answers = Answers(np.array(labels, dtype=object)[answered.argmax(axis=1)], answered)
-        figures.append(compute_metrics(config, labels, truth, answers)[config.metric])
+        figures.append(compute_metrics(config, labels, found.truth, answers)[config.metric])
     return figures[0], figures[1]
 
 
@@ -266,8 +336,8 @@ def _simplest(config: ModelConfig, release: Release, train: pd.DataFrame, test: 
 def evaluate(
     config: str,
     release: Path,
-    train: pd.DataFrame,
-    test: pd.DataFrame,
+    train: pd.DataFrame | Partitions,
+    test: pd.DataFrame | Partitions,
     report: QualityReport,
     champion_version: int | None,
 ) -> Annotated[Evaluation, "evaluation"]:
@@ -276,5 +346,12 @@ def evaluate(
     champion = None
     if champion_version is not None:
         champion = Release.open(registry.release_dir(parse_config(config).name, champion_version))
+    if isinstance(train, Partitions) and isinstance(test, Partitions):
+        from steps.evaluate_parts import score_partitions
+
+        found = score_partitions(challenger, train, test, champion, champion_version)
+        judged = evaluation_of(challenger, found, report.score, champion_version)
+        return record(judged, challenger, found.looked, champion, found.truth)
+    assert isinstance(train, pd.DataFrame) and isinstance(test, pd.DataFrame)
     judged = evaluate_release(challenger, train, test, report.score, champion, champion_version)
     return record(judged, challenger, test, champion)

@@ -1,7 +1,7 @@
 """How typed frames are kept between steps, and the digest of what they hold."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -58,9 +58,9 @@ def write_frame(frame: pd.DataFrame, file: IO[bytes]) -> None:
     frame.to_parquet(file, compression="zstd")
 
 
-def read_frame(file: IO[bytes]) -> pd.DataFrame:
-    """The typed frame that `write_frame` wrote, unchanged: missing text is NaN."""
-    frame = pd.read_parquet(file)
+def read_frame(file: IO[bytes], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The typed frame that `write_frame` wrote, or some of its columns, unchanged: missing text is NaN."""
+    frame = pd.read_parquet(file, columns=None if columns is None else list(columns))
     for name in frame.columns[[dtype == np.dtype(object) for dtype in frame.dtypes]]:
         column = frame[name].to_numpy(dtype=object, copy=True)
         column[pd.isna(column)] = np.nan

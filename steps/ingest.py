@@ -11,22 +11,26 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from zenml import step
+from zenml import get_step_context, step
 
 from models.config import FileSource, HttpSource, ModelConfig, SklearnSource, Source, SqlSource, UrlSource
-from models.errors import DataError
+from models.errors import ConfigError, DataError, WorkError
 from stacks.home import secret_key
 from steps import snapshot
 from steps.api import api_rows
 from steps.caching import cached_by, parse_config
+from steps.cluster import cluster
 from steps.database import query_rows
 from steps.download import download
 from steps.frames import FRAME_MATERIALIZER, content_digest
 from steps.generators import generate
+from steps.hashes import content_hashes
+from steps.ingest_parts import IngestedParts, type_pieces
+from steps.partitions import DATA_MATERIALIZERS, Partitions, row_sums, rows_digest
+from steps.pieces import chunks, files_digest, is_partitioned, parquet_files
 from steps.read import Chunk, names_text, read_bytes, read_table, require_columns
 from steps.rows import typed_rows
 from steps.snapshot import Snapshot
-from steps.split import content_hashes
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,11 @@ def source_digest(config: ModelConfig, source_name: str | None = None) -> str:
         ConfigError: No source has that name, or a variable that it names is not set.
     """
     source = config.source(source_name)
+    if config.compute == "dask" and source.kind != "parquet":
+        raise ConfigError(
+            f"compute: dask reads Parquet, and source '{source.name}' is {source.label}; choose another --source, or "
+            "--set compute=memory"
+        )
     if isinstance(source, LiveSource):
         held = _held(config, source)
         digest = _live_digest(source, held)
@@ -111,8 +120,19 @@ def ingest_frame(config: ModelConfig, source_name: str | None = None, digest: st
     Raises:
         DataError: The source cannot be read, or does not hold what the YAML declares.
         ConfigError: No source has that name, or a variable that it names is not set.
+        WorkError: Its rows do not fit into memory.
     """
     source = config.source(source_name)
+    try:
+        return _ingested(config, source, digest)
+    except MemoryError:
+        raise WorkError(
+            f"source '{source.name}': the rows of {source.label} do not fit into this process's memory; "
+            f"set `compute: dask` in models/{config.name}.yaml (docs/dask.md), or give the process more"
+        ) from None
+
+
+def _ingested(config: ModelConfig, source: Source, digest: str) -> Ingested:
     if isinstance(source, LiveSource):
         taken = snapshot.take(digest) if digest else None
         held = taken or _held(config, source)
@@ -126,8 +146,16 @@ def ingest_frame(config: ModelConfig, source_name: str | None = None, digest: st
     personal = {name for name, column in config.columns.items() if column.personal}
     public = [str(name) for name in held.frame.columns if name not in personal]
     count = len(held.frame)
-    line = f"{source_line(config, source_name)}: {count:,} rows, {len(config.columns)} columns"
-    return Ingested(held.frame, content_digest(held.frame, public), line, count, held.quarantined, held.notices)
+    line = f"{source_line(config, source.name)}: {count:,} rows, {len(config.columns)} columns"
+    if _is_partitioned(source):
+        data = rows_digest(public, count, [row_sums(held.frame, public)])
+    else:
+        data = content_digest(held.frame, public)
+    return Ingested(held.frame, data, line, count, held.quarantined, held.notices)
+
+
+def _is_partitioned(source: Source) -> bool:
+    return isinstance(source, FileSource) and is_partitioned(source)
 
 
 def _held(config: ModelConfig, source: Source, content: bytes = b"") -> Snapshot:
@@ -135,11 +163,11 @@ def _held(config: ModelConfig, source: Source, content: bytes = b"") -> Snapshot
     extra: dict[str, None] = {}
 
     def frames() -> Iterator[pd.DataFrame]:
-        for chunk in chunks:
+        for chunk in raw:
             extra.update(dict.fromkeys(chunk.extra))
             yield chunk.frame
 
-    with closing(_chunks(config, source, content)) as chunks:
+    with closing(_chunks(config, source, content)) as raw:
         rows = typed_rows(config, frames())
     notices = [f"columns that the YAML does not declare are left out: {names_text(extra)}"] if extra else []
     notices += [rows.rejected.notice] if rows.rejected.notice else []
@@ -156,7 +184,9 @@ def _in_order(config: ModelConfig, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _content(config: ModelConfig, source: Source) -> bytes:
-    """The bytes of a source that is a file; nothing for any other."""
+    """The bytes of a source that is a file, a digest of them where it is many; nothing for any other."""
+    if isinstance(source, FileSource) and (config.compute == "dask" or is_partitioned(source)):
+        return files_digest(parquet_files(source, _others(config, source))).encode()
     if isinstance(source, FileSource):
         return read_bytes(source, _others(config, source))
     return download(source) if isinstance(source, UrlSource) else b""
@@ -169,6 +199,8 @@ def _chunks(config: ModelConfig, source: Source, content: bytes) -> Generator[Ch
         yield from query_rows(source, needed)
     elif isinstance(source, HttpSource):
         yield from api_rows(source, needed)
+    elif isinstance(source, FileSource) and is_partitioned(source):
+        yield from chunks(source, needed, _others(config, source))
     elif isinstance(source, FileSource | UrlSource):
         raw, extra = read_table(content, source.file if isinstance(source, UrlSource) else source, needed)
         yield Chunk(raw, tuple(extra))
@@ -180,17 +212,50 @@ def _chunks(config: ModelConfig, source: Source, content: bytes) -> Generator[Ch
 
 @step(
     cache_policy=cached_by(__name__),
-    output_materializers={"raw": FRAME_MATERIALIZER, "quarantined": FRAME_MATERIALIZER},
+    output_materializers={"raw": DATA_MATERIALIZERS, "quarantined": FRAME_MATERIALIZER},
 )
 def ingest(
     config: str, source: str, digest: str
-) -> tuple[Annotated[pd.DataFrame, "raw"], Annotated[str, "data_digest"], Annotated[pd.DataFrame, "quarantined"]]:
+) -> tuple[
+    Annotated[pd.DataFrame | Partitions, "raw"],
+    Annotated[str, "data_digest"],
+    Annotated[pd.DataFrame, "quarantined"],
+]:
     """Read the named source of a model; `digest` makes changed data a new cache key."""
-    ingested = ingest_frame(parse_config(config), source, digest)
+    parsed = parse_config(config)
+    ingested: Ingested | IngestedParts
+    if parsed.compute == "dask":
+        place = get_step_context().get_output_artifact_uri("raw")
+        ingested = ingest_partitions(parsed, source, digest, place)
+    else:
+        ingested = ingest_frame(parsed, source, digest)
     log.info(ingested.source_line)
     for notice in ingested.notices:
         log.warning(notice)
     return ingested.frame, ingested.digest, ingested.quarantined
+
+
+def ingest_partitions(config: ModelConfig, source_name: str | None, digest: str, place: str) -> IngestedParts:
+    """Read a Parquet source into typed partitions, a piece at a time on Dask workers.
+
+    Args:
+        config: The model.
+        source_name: The source; the first when left out.
+        digest: What `source_digest` said, to notice a source that changed since; not looked at when empty.
+        place: The folder to write the partitions into, any fsspec address.
+
+    Raises:
+        DataError: The source cannot be read, or does not hold what the YAML declares.
+        ConfigError: No source has that name.
+        WorkError: Workers do not start or are lost.
+    """
+    source = config.source(source_name)
+    if digest not in ("", source_digest(config, source_name)):
+        raise DataError(f"source '{source.name}': {source.label} changed while it was read; run again")
+    assert isinstance(source, FileSource)
+    line = source_line(config, source_name)
+    with cluster("ingest") as dask:
+        return type_pieces(dask.each, config, source, line, place, _others(config, source))
 
 
 def _others(config: ModelConfig, source: Source) -> list[str]:

@@ -16,12 +16,14 @@ from stacks import registry
 from stacks.commit import commit
 from steps.build import BENTO_FOLDER, bento_file, bento_version, build_bento
 from steps.evaluate import Evaluation
+from steps.partitions import Partitions, in_turn, sample_rows
 from steps.prove import prove_fast_path
 from steps.register import register_release
 from steps.serve import Latency, smoke_test
 
 LOG = logging.getLogger(__name__)
 TAG = "gauntlet.package"
+PROVEN_ROWS = 20_000
 
 
 class Package(BaseModel):
@@ -107,8 +109,13 @@ def package_release(release_dir: Path, run_id: str, metric: str) -> Package:
 
 
 @step(enable_cache=False)
-def package(release: Path, evaluation: Evaluation, test: pd.DataFrame) -> Annotated[Package, "package"]:
-    """Package the Release in `release`, its fast path proven on the test rows; see `package_release`."""
+def package(release: Path, evaluation: Evaluation, test: pd.DataFrame | Partitions) -> Annotated[Package, "package"]:
+    """Package the Release in `release`, its fast path proven on the test rows; see `package_release`.
+
+    Of partitions a sample of 20,000 test rows proves it.
+    """
+    if isinstance(test, Partitions):
+        test = sample_rows(in_turn, test, Release.open(release).config, PROVEN_ROWS, "package")
     prove_fast_path(release, test)
     return package_release(release, evaluation.mlflow_run_id, evaluation.metric)
 

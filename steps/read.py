@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,9 @@ import pandas as pd
 from models.config import MISSING, FileSource
 from models.errors import ConfigError, DataError, shown
 from stacks.home import clone_dir
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 UTF8 = ("utf-8", "utf-8-sig")
@@ -103,9 +106,9 @@ def read_bytes(source: FileSource, others: Sequence[str] = ()) -> bytes:
         content = _fetched(source.path) if remote else Path(place).read_bytes()
     except FileNotFoundError as error:
         bucket = source.path.startswith("s3://") and "bucket" in str(error).lower()
-        raise DataError(_missing(source, others, "bucket" if bucket else "")) from None
+        raise DataError(not_there(source, others, "bucket" if bucket else "")) from None
     except Exception as error:  # fsspec's file systems each raise their own
-        raise DataError(_unreadable(source, place, error, others)) from None
+        raise DataError(unreadable(source, place, error, others)) from None
     if not content.strip():
         raise DataError(f"source '{source.name}': {shown(source.path)} is empty; give it a header and rows")
     return content
@@ -121,7 +124,8 @@ def _fetched(address: str) -> bytes:
     return content
 
 
-def _unreadable(source: FileSource, place: str, error: Exception, others: Sequence[str]) -> str:
+def unreadable(source: FileSource, place: str, error: Exception, others: Sequence[str]) -> str:
+    """What is said of a place that cannot be read."""
     told = f": {str(error)[:120]}" if isinstance(error, ImportError | IsADirectoryError) else ""
     advice = "check the path and the right to read it"
     if source.path.startswith("s3://"):
@@ -263,7 +267,7 @@ def csv_frame(
 
 
 def _parquet(content: bytes, source: FileSource, needed: Sequence[str], where: str) -> tuple[pd.DataFrame, list[str]]:
-    from pyarrow import ArrowException, parquet, types
+    from pyarrow import ArrowException, parquet
 
     try:
         file = parquet.ParquetFile(io.BytesIO(content))
@@ -274,23 +278,32 @@ def _parquet(content: bytes, source: FileSource, needed: Sequence[str], where: s
         require_columns(names, needed, where)
         table = file.read(columns=list(needed))
         frame = table.to_pandas(integer_object_nulls=True).reset_index()[list(needed)]
+    except MemoryError:
+        raise
     except (ArrowException, OSError, ValueError):
         raise DataError(f"{where}: this is no readable Parquet file; write it anew, or set `kind: csv`") from None
-    for field in table.schema:
-        if types.is_string(field.type) or types.is_large_string(field.type):
-            frame[field.name] = frame[field.name].mask(frame[field.name].isin(source.missing_values))
+    frame = missing_texts(frame, table.schema, source)
     if frame.empty:
         raise DataError(f"{where}: there are columns and no rows; give it data")
     return frame, [name for name in names if name not in needed]
 
 
-def _missing(source: FileSource, others: Sequence[str], what: str = "") -> str:
+def missing_texts(frame: pd.DataFrame, schema: "pa.Schema", source: FileSource) -> pd.DataFrame:
+    """The frame of a Parquet file's cells, in which texts that mean missing are missing."""
+    from pyarrow import types
+
+    texts = [f.name for f in schema if types.is_string(f.type) or types.is_large_string(f.type)]
+    return frame.assign(**{name: frame[name].mask(frame[name].isin(source.missing_values)) for name in texts})
+
+
+def not_there(source: FileSource, others: Sequence[str], what: str = "") -> str:
+    """What is said of a place where nothing is."""
     if "://" in source.path or Path(source.path).is_absolute():
         looked = f"there is no {what or 'file'} {shown(source.path)}"
         first = "put it there or correct `path`"
     else:
         set_now = "GAUNTLET_DATA" if os.environ.get("GAUNTLET_DATA") else "GAUNTLET_DATA is not set, so"
-        looked = f"there is no {shown(source.path)} under {set_now} {data_dir()}"
+        looked = f"there is no {f'{what} ' if what else ''}{shown(source.path)} under {set_now} {data_dir()}"
         first = "set GAUNTLET_DATA to the folder that holds it"
     fetch = f"; get it from: {source.fetch[:300]}" if source.fetch else ""
     return f"source '{source.name}': {looked}. To go on: {first}{fetch}{_other_ways(others)}"

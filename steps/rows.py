@@ -11,9 +11,10 @@ from bentos.frame import Problem, pseudonym, to_frame
 from models.config import Column, ModelConfig
 from models.section import Scalar
 from stacks.home import secret_key
+from steps.hashes import bucket_of
 from steps.quarantine import Rejected, reject, rejected_rows, stop_on
 from steps.read import names_text
-from steps.split import BUCKET, bucket_of
+from steps.split import BUCKET
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def typed_rows(config: ModelConfig, chunks: Iterable[pd.DataFrame]) -> Rows:
     frames, problems, bad = [], [], []
     rows = 0
     for raw in chunks:
-        frame, found = _typed_chunk(config, raw)
+        frame, found = typed_chunk(config, raw)
         frames.append(frame)
         problems += [replace(p, rows=tuple(rows + row for row in p.rows)) for p in found]
         bad.append(rejected_rows(config, raw, frame, found, rows))
@@ -55,7 +56,8 @@ def typed_rows(config: ModelConfig, chunks: Iterable[pd.DataFrame]) -> Rows:
     return Rows(frame.drop(index=list(rejected.positions)).reset_index(drop=True) if problems else frame, rejected)
 
 
-def _typed_chunk(config: ModelConfig, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
+def typed_chunk(config: ModelConfig, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
+    """Type some raw rows, replace personal values, and say what does not fit, by positions in the chunk."""
     typed = to_frame(raw, config.columns)
     target, problems = _target(raw[config.target.column], config)
     columns = {name: typed.frame[name].to_numpy() for name in config.columns}

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from bentos.frame import categories
 from models.config import Column, ModelConfig
+from steps.hashes import content_hashes
 from steps.quality import WEIGHTS, Check
-from steps.split import content_hashes
 from steps.suite import CROSSING, FENCE, REPEATED, Wanted, as_view, run_suite, wanted
 from steps.window import Window
 

@@ -1,28 +1,40 @@
 """Splitting: each row by itself is train or test, decided by a seeded hash or by time, never by position."""
 
-import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from zenml import step
+from zenml import get_step_context, step
 
 from bentos.frame import categories, to_frame
 from models.config import Column, ModelConfig
 from models.errors import ConfigError, DataError
 from steps.caching import cached_by, parse_config
-from steps.frames import FRAME_MATERIALIZER
+from steps.hashes import BUCKETS, Words, content_hashes, mix, word
+from steps.partitions import DATA_MATERIALIZERS, Partitions
 from steps.read import names_text
 
 log = logging.getLogger(__name__)
 BUCKET = "split_bucket"
-BUCKETS = 64
 MIN_TEST_ROWS = 5
-_Words = np.ndarray[Any, np.dtype[np.uint64]]
-_NAN = np.uint64(0x7FF8000000000000)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a split, counted: its rows, and the rows of each class that it has (none for a regression)."""
+
+    rows: int
+    classes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, config: ModelConfig, target: "pd.Series[Any]") -> "Side":
+        """The side that has these targets."""
+        if config.task == "regression":
+            return cls(len(target), {})
+        return cls(len(target), {str(label): int(count) for label, count in target.value_counts().items()})
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,10 @@ def split_frame(config: ModelConfig, frame: pd.DataFrame) -> Split:
         DataError: A side would be too small, or a class would be missing on one side.
     """
     chosen = in_test(config, frame)
-    _check_held_out(config, frame)
-    _check_sides(config, frame, chosen)
+    if config.split.held_out:
+        check_held_out(config, frame[str(config.split.column)].unique().tolist())
+    target = frame[config.target.column]
+    check_sides(config, *(Side.of(config, target[side]) for side in (~chosen, chosen)))
     train, test = frame.take(np.flatnonzero(~chosen)), frame.take(np.flatnonzero(chosen))
     if config.sample_size is not None and config.sample_size < len(train):
         order = row_hashes(config, train, "sample")
@@ -52,12 +66,14 @@ def split_frame(config: ModelConfig, frame: pd.DataFrame) -> Split:
         if config.task == "classification":
             expected = config.target.labels or sorted(frame[config.target.column].unique())
             advice = f"raise sample_size above {config.sample_size}"
-            _check_classes(expected, train[config.target.column], "the training sample", advice)
+            _check_classes(
+                expected, Side.of(config, train[config.target.column]).classes, "the training sample", advice
+            )
     train.index, test.index = pd.RangeIndex(len(train)), pd.RangeIndex(len(test))
     return Split(train, test)
 
 
-def in_test(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+def in_test(config: ModelConfig, frame: pd.DataFrame, since: Any = None) -> "np.ndarray[Any, np.dtype[np.bool_]]":
     """Whether each row of a typed frame is a test row under this configuration's seed and split.
 
     By content (the columns that may be features) or entity it is a pure function of the row: other rows, their
@@ -65,12 +81,20 @@ def in_test(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dty
     them are tested, but at least one and not all; `split.held_out` names those to test. A personal entity is split
     by the bucket that ingest made. By time, the newest rows are the test rows; rows of one instant stay together.
 
+    Args:
+        config: The model.
+        frame: Typed rows.
+        since: By time: the newest training row's, where `frame` does not hold all rows (`newest_trained`).
+
     Raises:
         DataError: The column that decides is absent or has missing values.
         ConfigError: `split.held_out` names values of a personal column.
     """
     if config.split.by == "time":
-        return _newest(config, frame)
+        name = str(config.split.column)
+        _require_present(frame, name, "time")
+        times = frame[name].to_numpy()
+        return times > (newest_trained(config, times) if since is None else since)
     entity = config.columns[str(config.split.column)] if config.split.by == "entity" else None
     if config.split.held_out:
         name = str(config.split.column)
@@ -78,7 +102,7 @@ def in_test(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dty
         return frame[name].isin(_held_out(config)).to_numpy()
     if entity and entity.personal:
         _require_present(frame, BUCKET, "entity")
-        ranks = np.argsort(np.argsort(_mix(np.arange(BUCKETS, dtype=np.uint64) ^ _word(f"{config.seed}:bucket"))))
+        ranks = np.argsort(np.argsort(mix(np.arange(BUCKETS, dtype=np.uint64) ^ word(f"{config.seed}:bucket"))))
         chosen = ranks < max(1, round(config.split.test * BUCKETS))
         return chosen[frame[BUCKET].to_numpy(np.int64)]
     hashes = row_hashes(config, frame, "test")
@@ -87,7 +111,13 @@ def in_test(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dty
     return hashes < np.uint64(config.split.test * 2.0**64)
 
 
-def row_hashes(config: ModelConfig, frame: pd.DataFrame, purpose: str) -> _Words:
+def newest_trained(config: ModelConfig, times: "np.ndarray[Any, Any]") -> Any:
+    """Split by time: the newest training row's, of the times of all rows."""
+    ordered = np.sort(times)
+    return ordered[min(len(ordered) - 1, max(0, int(len(ordered) * (1 - config.split.test)) - 1))]
+
+
+def row_hashes(config: ModelConfig, frame: pd.DataFrame, purpose: str) -> Words:
     """A seeded 64-bit hash of each row's content or entity, the same on every platform; equal rows share it."""
     names = hashed_columns(config)
     if config.split.by == "entity":
@@ -103,31 +133,6 @@ def hashed_columns(config: ModelConfig) -> list[str]:
     if config.split.by == "entity":
         return [str(config.split.column)]
     return [name for name, column in config.columns.items() if column.feature and not column.personal]
-
-
-def content_hashes(frame: pd.DataFrame, names: Sequence[str], salt: str = "") -> _Words:
-    """A 64-bit hash of some columns of each row of a typed frame (texts may be categoricals); equal rows share it."""
-    total = np.full(len(frame), _word(salt), dtype=np.uint64)
-    for name in names:
-        total = _mix(total ^ _mix(_words(frame[name]) ^ _word(name)))
-    return total
-
-
-def bucket_of(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    """One of 64 buckets for each text, not keyed: enough to split by, far too few to find a person by."""
-    codes, distinct = pd.factorize(values)
-    table = np.array([int(_word(f"bucket:{text}")) % BUCKETS for text in distinct] + [-1], dtype=np.float64)
-    return table[codes]
-
-
-@step(
-    cache_policy=cached_by(__name__),
-    output_materializers={"train": FRAME_MATERIALIZER, "test": FRAME_MATERIALIZER},
-)
-def split(config: str, frame: pd.DataFrame) -> tuple[Annotated[pd.DataFrame, "train"], Annotated[pd.DataFrame, "test"]]:
-    """Part the validated rows into train and test."""
-    parts = split_frame(parse_config(config), frame)
-    return parts.train, parts.test
 
 
 def _limit(config: ModelConfig, entity: Column) -> np.uint64:
@@ -152,11 +157,14 @@ def _held_out(config: ModelConfig) -> list[Any]:
     return typed.frame[name].dropna().tolist()
 
 
-def _check_held_out(config: ModelConfig, frame: pd.DataFrame) -> None:
-    if not config.split.held_out:
-        return
+def check_held_out(config: ModelConfig, known: Sequence[Any]) -> None:
+    """Stop where `split.held_out` names values that are not among the `known` ones of its column.
+
+    Raises:
+        DataError: Says how many, and what there is.
+    """
     name = str(config.split.column)
-    known, wanted = frame[name].unique().tolist(), _held_out(config)
+    wanted = _held_out(config)
     absent = [value for value in wanted if value not in known]
     if absent or len(wanted) < len(config.split.held_out):
         listed = names_text(sorted(known)) if config.columns[name].categories else f"{len(known)} values"
@@ -165,15 +173,6 @@ def _check_held_out(config: ModelConfig, frame: pd.DataFrame) -> None:
             f"split.held_out: {count} of {len(config.split.held_out)} values ({names_text(config.split.held_out, 5)}) "
             f"are not in column '{name}' (there is: {listed})"
         )
-
-
-def _newest(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    name = str(config.split.column)
-    _require_present(frame, name, "time")
-    times = frame[name].to_numpy()
-    ordered = np.sort(times)
-    cutoff = ordered[min(len(ordered) - 1, max(0, int(len(ordered) * (1 - config.split.test)) - 1))]
-    return times > cutoff
 
 
 def _require_present(frame: pd.DataFrame, name: str, role: str) -> None:
@@ -187,27 +186,31 @@ def _require_present(frame: pd.DataFrame, name: str, role: str) -> None:
         )
 
 
-def _check_sides(config: ModelConfig, frame: pd.DataFrame, chosen: "np.ndarray[Any, Any]") -> None:
-    test = int(chosen.sum())
-    if test < MIN_TEST_ROWS or len(frame) - test < MIN_TEST_ROWS:
+def check_sides(config: ModelConfig, train: Side, test: Side) -> None:
+    """Stop where a side is too small, or a class is missing on one; warn where a rare class is.
+
+    Raises:
+        DataError: Says which, and what to do.
+    """
+    if min(train.rows, test.rows) < MIN_TEST_ROWS:
         raise DataError(
-            f"the split by {config.split.by} leaves {len(frame) - test} rows to train and {test} to test, and each "
+            f"the split by {config.split.by} leaves {train.rows} rows to train and {test.rows} to test, and each "
             f"side needs {MIN_TEST_ROWS}: give more rows (with more different values), or {_remedy(config)}"
         )
     advice = f"give more rows of it, leave it out, or {_remedy(config)}"
     if config.task == "classification":
-        target = frame[config.target.column]
-        expected = config.target.labels or sorted(target.unique())
-        rare = _rare(expected, target)
-        for side, of_side in (("the training rows", target[~chosen]), ("the test rows", target[chosen])):
-            _check_classes([label for label in expected if label not in rare], of_side, side, advice)
-            if absent := rare.difference(of_side):
-                log.warning("%d classes of fewer than %d rows are missing in %s", len(absent), MIN_TEST_ROWS, side)
+        counts = {label: train.classes.get(label, 0) + test.classes.get(label, 0) for label in train.classes}
+        counts = {label: test.classes.get(label, 0) for label in test.classes} | counts
+        expected = config.target.labels or sorted(counts)
+        rare = _rare(expected, counts)
+        for name, side in (("the training rows", train), ("the test rows", test)):
+            _check_classes([label for label in expected if label not in rare], side.classes, name, advice)
+            if absent := rare.difference(side.classes):
+                log.warning("%d classes of fewer than %d rows are missing in %s", len(absent), MIN_TEST_ROWS, name)
 
 
-def _rare(expected: Sequence[str], target: "pd.Series[Any]") -> set[str]:
+def _rare(expected: Sequence[str], counts: Mapping[str, int]) -> set[str]:
     """Classes too rare to be asked for on both sides; none where fewer than two others would be left to tell apart."""
-    counts = target.value_counts()
     rare = {label for label in expected if counts.get(label, 0) < MIN_TEST_ROWS}
     return rare if len(expected) - len(rare) >= 2 else set()
 
@@ -218,39 +221,25 @@ def _remedy(config: ModelConfig) -> str:
     return "change split.test or seed" + (", or name entities in split.held_out" if config.split.by == "entity" else "")
 
 
-def _check_classes(expected: Sequence[str], target: "pd.Series[Any]", side: str, advice: str) -> None:
-    found = set(target.unique())
+def _check_classes(expected: Sequence[str], found: Mapping[str, int], side: str, advice: str) -> None:
     absent = [label for label in expected if label not in found]
     if absent:
         raise DataError(f"class '{absent[0][:40]}' is missing in {side} ({len(absent)} such classes): {advice}")
 
 
-def _word(text: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
+@step(
+    cache_policy=cached_by(__name__),
+    output_materializers={"train": DATA_MATERIALIZERS, "test": DATA_MATERIALIZERS},
+)
+def split(
+    config: str, frame: pd.DataFrame | Partitions
+) -> tuple[Annotated[pd.DataFrame | Partitions, "train"], Annotated[pd.DataFrame | Partitions, "test"]]:
+    """Part the validated rows into train and test."""
+    parsed = parse_config(config)
+    if isinstance(frame, Partitions):
+        from steps.split_parts import split_partitions
 
-
-def _words(series: "pd.Series[Any]") -> _Words:
-    """64 bits per value: a number's own bits, a text's hash; all kinds of NaN are one."""
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        return _text_words(series.cat.codes.to_numpy(), series.cat.categories)
-    values = series.to_numpy()
-    if values.dtype == object:
-        return _text_words(*pd.factorize(values))
-    if values.dtype.kind == "M":
-        return values.astype("datetime64[ns]").view(np.int64).astype(np.uint64)
-    numbers = values.astype(np.float64) + 0.0
-    words = numbers.view(np.uint64)
-    words[np.isnan(numbers)] = _NAN
-    return words
-
-
-def _text_words(codes: "np.ndarray[Any, Any]", distinct: Iterable[Any]) -> _Words:
-    return np.array([*(_word(f"text:{text}") for text in distinct), _NAN], dtype=np.uint64)[codes]
-
-
-def _mix(words: _Words) -> _Words:
-    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+        places = [get_step_context().get_output_artifact_uri(side) for side in ("train", "test")]
+        return split_partitions(parsed, frame, *places)
+    parts = split_frame(parsed, frame)
+    return parts.train, parts.test

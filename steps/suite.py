@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,8 +30,19 @@ class Wanted:
     arguments: Mapping[str, Any]
 
 
-def wanted(config: ModelConfig, frame: pd.DataFrame) -> list[Wanted]:
-    """All expectations of a YAML on a typed frame; those on single columns skip columns that are not there."""
+Quartiles = tuple[float, float]
+
+
+def wanted(
+    config: ModelConfig, frame: pd.DataFrame, known: Mapping[str, Quartiles | None] | None = None
+) -> list[Wanted]:
+    """All expectations of a YAML on a typed frame; those on single columns skip columns that are not there.
+
+    Args:
+        config: The model.
+        frame: Typed rows.
+        known: The `quartiles` of its numbers; those of `frame` itself when left out.
+    """
     target = config.target.column
     needed = [*config.columns, target]
     few = config.validation.min_rows
@@ -49,6 +60,8 @@ def wanted(config: ModelConfig, frame: pd.DataFrame) -> list[Wanted]:
     ]
     for name in (name for name in config.columns if name in frame.columns):
         suite += _on_column(config, name, frame[name])
+        if has_outliers(config, name) and frame[name].dtype.kind == "f":
+            suite += _outliers(config, name, quartiles(frame[name]) if known is None else known[name])
     if target in frame.columns:
         suite.append(_type(target, "number" if config.task == "regression" else "category"))
         kind = "classes" if config.task == "classification" else "constant"
@@ -67,24 +80,39 @@ def run_suite(config: ModelConfig, suite: list[Wanted], view: pd.DataFrame) -> l
     Raises:
         WorkError: Great Expectations itself failed on an expectation.
     """
+    graded = graded_by(config, suite)
+    found = outcomes(config, [want for want, _ in graded], view)
+    return [judged(want, severity, result, len(view)) for (want, severity), result in zip(graded, found, strict=True)]
+
+
+def graded_by(config: ModelConfig, suite: Sequence[Wanted]) -> list[tuple[Wanted, Severity]]:
+    """The expectations that are not switched off, and how much each failure matters."""
+    return [(w, s) for w in suite if (s := severity_of(config, w.kind, _named(w.column))) is not None]
+
+
+def outcomes(config: ModelConfig, suite: Sequence[Wanted], view: pd.DataFrame) -> list[Any]:
+    """What Great Expectations finds of each expectation, in order."""
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     import great_expectations as gx
     from great_expectations import expectations
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # its import set INFO
-    graded = [(w, s) for w in suite if (s := severity_of(config, w.kind, _named(w.column))) is not None]
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("frame").add_dataframe_asset("frame")
     batch = asset.add_batch_definition_whole_dataframe("frame").get_batch({"dataframe": view})
-    built = [_expectation(expectations, position, want) for position, (want, _) in enumerate(graded)]
+    built = [_expectation(expectations, position, want) for position, want in enumerate(suite)]
     outcome = batch.validate(
         gx.ExpectationSuite(name=config.name, expectations=built),
         result_format={"result_format": "BASIC", "partial_unexpected_count": 0},
     )
     found = {result.expectation_config.meta["position"]: result for result in outcome.results}
-    return [_check(want, severity, found[place], len(view)) for place, (want, severity) in enumerate(graded)]
+    for position, want in enumerate(suite):
+        raised = found[position].exception_info
+        if raised and any(info.get("raised_exception") for info in _infos(raised)):
+            raise WorkError(f"Great Expectations could not check {want.kind} of '{_named(want.column) or 'the table'}'")
+    return [found[position] for position in range(len(suite))]
 
 
 def as_view(frame: pd.DataFrame) -> pd.DataFrame:
@@ -125,18 +153,28 @@ def _on_column(config: ModelConfig, name: str, values: "pd.Series[Any]") -> list
         allowed = list(categories(column))
         arguments = {"value_set": allowed}
         suite.append(Wanted("category", name, f"{len(allowed)} categories", "ExpectColumnValuesToBeInSet", arguments))
-    if column.type in ("number", "integer") and column.feature and not column.personal:
-        suite += _outliers(config, name, values)
     return suite
 
 
-def _outliers(config: ModelConfig, name: str, values: "pd.Series[Any]") -> list[Wanted]:
-    """Tukey's outer fences; none for a column whose middle half is one value."""
-    if values.dtype.kind != "f" or values.isna().all():
-        return []
+def has_outliers(config: ModelConfig, name: str) -> bool:
+    """Whether outliers are looked for in a column: in numbers that the model may see."""
+    column = config.columns[name]
+    return column.type in ("number", "integer") and column.feature and not column.personal
+
+
+def quartiles(values: "pd.Series[Any]") -> Quartiles | None:
+    """The first and the third quartile of numbers; None where all are missing."""
+    if values.isna().all():
+        return None
     low, high = np.quantile(values.to_numpy()[values.notna()], (0.25, 0.75))
-    if not high > low:
+    return float(low), float(high)
+
+
+def _outliers(config: ModelConfig, name: str, middle: Quartiles | None) -> list[Wanted]:
+    """Tukey's outer fences; none for a column whose middle half is one value."""
+    if middle is None or not middle[1] > middle[0]:
         return []
+    low, high = middle
     share = config.validation.max_outliers
     arguments = {
         "min_value": float(low - FENCE * (high - low)),
@@ -176,9 +214,8 @@ def _expectation(library: Any, position: int, want: Wanted) -> Any:
     return getattr(library, want.expectation)(**arguments, meta={"position": position})
 
 
-def _check(want: Wanted, severity: Severity, result: Any, rows: int) -> Check:
-    if result.exception_info and any(info.get("raised_exception") for info in _infos(result.exception_info)):
-        raise WorkError(f"Great Expectations could not check {want.kind} of '{_named(want.column) or 'the table'}'")
+def judged(want: Wanted, severity: Severity, result: Any, rows: int) -> Check:
+    """A check of the report: `result` has `success` and `result`, as Great Expectations gives them."""
     return Check(
         name=want.kind,
         column=_named(want.column),

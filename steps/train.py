@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from zenml import step
 
-from bentos.release import write_release
+from bentos.release import Whole, write_release
 from bentos.schema import encode, labels_of
 from models.config import Family, ModelConfig
 from models.errors import WorkError, bounded
@@ -19,6 +19,7 @@ from stacks import runs
 from stacks.home import home_dir
 from steps.caching import cached_by, parse_config
 from steps.families import Params, build_pipeline, one_thread
+from steps.partitions import Partitions
 from steps.reweigh import training_weights
 from steps.tune import TuningResult
 
@@ -84,24 +85,52 @@ def train_release(
         DataError: The target has one class, or one that the YAML does not declare.
         WorkError: The estimator or MLflow refuses.
     """
+    return record_release(config, fit(config, tuning, train), train, tuning, data_digest, directory)
+
+
+def record_release(
+    config: ModelConfig,
+    pipeline: "Pipeline",
+    train: pd.DataFrame,
+    tuning: TuningResult,
+    data_digest: str,
+    directory: Path,
+    whole: Whole | None = None,
+) -> Path:
+    """Write the Release of a fitted pipeline into `directory`, and record it with the tuning's MLflow run.
+
+    Args:
+        config: The model.
+        pipeline: Fitted.
+        train: Typed training rows.
+        tuning: What the search came to.
+        data_digest: Digest of the data that they were split from.
+        directory: New or empty.
+        whole: What `train` is a sample of; None where it holds all training rows.
+
+    Raises:
+        WorkError: The pipeline cannot be stored, or MLflow refuses.
+    """
     run_id = runs.same_run(config.name, tuning.mlflow_run_id)
     release = write_release(
         directory,
-        pipeline=fit(config, tuning, train),
+        pipeline=pipeline,
         config=config,
         train=train,
         metrics=cv_metrics(tuning),
         data_digest=data_digest,
         trials=tuning.trials,
         evidence={"mlflow_run": {"run_id": run_id}, "tuning": tuning.model_dump(mode="json")},
+        whole=whole,
     )
+    rows = release.training.rows
     runs.log_run(
         run_id,
-        params={"family": tuning.family, **tuning.params, "seed": config.seed, "train_rows": len(train)},
+        params={"family": tuning.family, **tuning.params, "seed": config.seed, "train_rows": rows},
         tags={"gauntlet.release_digest": release.digest, "gauntlet.data_digest": data_digest},
     )
     kinds = {name: column.type for name, column in config.columns.items() if not column.personal}
-    runs.log_dataset(run_id, name=config.name, digest=data_digest, schema=kinds, rows=len(train), context="training")
+    runs.log_dataset(run_id, name=config.name, digest=data_digest, schema=kinds, rows=rows, context="training")
     return directory
 
 
@@ -125,6 +154,12 @@ def draft_directory() -> Path:
 
 
 @step(cache_policy=cached_by(__name__))
-def train(config: str, train: pd.DataFrame, tuning: TuningResult, data_digest: str) -> Annotated[Path, "release"]:
+def train(
+    config: str, train: pd.DataFrame | Partitions, tuning: TuningResult, data_digest: str
+) -> Annotated[Path, "release"]:
     """Fit the chosen pipeline on the training rows and write the Release."""
+    if isinstance(train, Partitions):
+        from steps.train_parts import train_partitions
+
+        return train_partitions(parse_config(config), train, tuning, data_digest, draft_directory())
     return train_release(parse_config(config), train, tuning, data_digest, draft_directory())

@@ -14,15 +14,18 @@ from pydantic import BaseModel, ConfigDict
 from zenml import step
 
 from models.config import Family, ModelConfig
-from models.errors import WorkError
+from models.errors import DataError, WorkError
 from models.section import Scalar
 from stacks import runs
 from stacks.terminal import terminal
 from steps.caching import cached_by, parse_config
+from steps.cluster import Cluster, cluster
 from steps.course import Best, Course, Stop
 from steps.crossval import CrossValidation, cross_validation
+from steps.dask_scorers import DaskScorers
 from steps.families import candidates, plain_linear
 from steps.metrics import require_metric
+from steps.partitions import Each, Partitions, sample_rows
 from steps.record import Restored, as_attempt, recorded
 from steps.scorers import Scorers
 from steps.trials import OutOfTimeError, Scored, Scores, Task, Trial, attempt
@@ -98,6 +101,7 @@ def search(
     train: pd.DataFrame,
     report: Callable[[Attempted], None] = lambda _: None,
     restored: Sequence[Restored] = (),
+    dask: Cluster | None = None,
 ) -> TuningResult:
     """Search the best configuration on the training rows.
 
@@ -112,6 +116,7 @@ def search(
         report: Told of every trial, in the order of numbers.
         restored: The first trials of an interrupted search with the same configuration, rows and libraries; they are
             left aside, and a warning logged, where they are not what this search would have tried.
+        dask: Workers that score the trials; processes of this machine when left out.
 
     Raises:
         ConfigError: The metric, a family or a parameter does not fit the model.
@@ -123,7 +128,11 @@ def search(
     folds = cross_validation(config, train)
     require_metric(config, [str(code) for code in range(folds.classes)])
     with ExitStack() as stack:
-        scorers = _start(stack, config, folds, config.tuning.trials) if config.tuning.trials >= MANY else None
+        scorers: Scorers | DaskScorers | None = None
+        if dask is not None:
+            scorers = DaskScorers(dask, folds, min(config.tuning.workers or len(dask.workers), config.tuning.lag))
+        elif config.tuning.trials >= MANY:
+            scorers = _start(stack, config, folds, config.tuning.trials)
         return _search(config, folds, report, restored, began, scorers)
 
 
@@ -133,7 +142,7 @@ def _search(
     report: Callable[[Attempted], None],
     restored: Sequence[Restored],
     began: float,
-    scorers: Scorers | None,
+    scorers: Scorers | DaskScorers | None,
 ) -> TuningResult:
     linear = _linear(config, folds)
     course = Course(config, linear.trial)
@@ -174,7 +183,7 @@ class _Run:
         report: Callable[[Attempted], None],
         began: float,
         usual: float,
-        starting: Scorers | None,
+        starting: Scorers | DaskScorers | None,
     ) -> None:
         self._config, self._folds, self._course, self._report = config, folds, course, report
         self._starting = starting
@@ -182,7 +191,7 @@ class _Run:
         # Seconds of each scoring so far, the plain linear pipeline's to begin with.
         self._seconds = [usual]
         self._times: dict[int, Scored] = {}
-        self._scorers: Scorers | None = None
+        self._scorers: Scorers | DaskScorers | None = None
 
     def to_the_end(self) -> Stop:
         """Score until a number, patience or time ends the search; other processes are gone then."""
@@ -224,10 +233,13 @@ class _Run:
         if self._left() < 0:
             raise OutOfTimeError
 
-    def _processes(self, stack: ExitStack) -> Scorers | None:
-        """Other processes to score in, where they save more than it takes to start them."""
+    def _processes(self, stack: ExitStack) -> Scorers | DaskScorers | None:
+        """Other processes to score in, where they save more than it takes to start them; Dask workers always."""
         expected = self._course.left * sum(self._seconds) / len(self._seconds)
         starting, self._starting = self._starting, None
+        if isinstance(starting, DaskScorers):
+            stack.enter_context(starting).begin()
+            return starting
         if expected <= WORTH_SECONDS:
             if starting:
                 starting.close()
@@ -308,11 +320,16 @@ def _log_line(config: ModelConfig, done: Attempted, total: int) -> None:
         )
 
 
-def tune_model(config: ModelConfig, train: pd.DataFrame) -> TuningResult:
+def tune_model(config: ModelConfig, train: pd.DataFrame, dask: Cluster | None = None) -> TuningResult:
     """Search, show progress, and record the search in MLflow: one run, its trials as nested runs as they finish.
 
     A search that was interrupted, even by `kill -9`, is continued in its run by the next one with the same
     configuration, rows, code and libraries, and ends as it would have.
+
+    Args:
+        config: The model.
+        train: Typed frame with the target.
+        dask: Workers that score the trials; processes of this machine when left out.
 
     Raises:
         ConfigError: The metric, a family or a parameter does not fit the model.
@@ -326,7 +343,7 @@ def tune_model(config: ModelConfig, train: pd.DataFrame) -> TuningResult:
                 record.add(as_attempt(config.metric, done.scored, done.elapsed))
             show(done)
 
-        result = search(config, train, report, record.restored)
+        result = search(config, train, report, record.restored, dask)
         runs.log_run(record.run_id, metrics=_scores(result), tags={"gauntlet.tuning_stopped_by": result.stopped_by})
     log.info("tuning: %s", summary(result))
     return result.model_copy(update={"mlflow_run_id": record.run_id})
@@ -343,6 +360,22 @@ def summary(result: TuningResult) -> str:
     )
 
 
+def search_sample(each: Each, config: ModelConfig, train: Partitions) -> pd.DataFrame:
+    """The seeded sample of training rows that tuning and the preparation see: about `search_rows` of them.
+
+    Raises:
+        DataError: A class of the training rows is not among them.
+    """
+    sample = sample_rows(each, train, config, config.search_rows, "search")
+    found = set(sample[config.target.column]) if config.task == "classification" else set(train.classes)
+    if absent := [label for label in train.classes if label not in found]:
+        raise DataError(
+            f"class '{absent[0][:40]}' has {train.classes[absent[0]]:,} of {len(train):,} training rows and none of "
+            f"the {len(sample):,} sampled ones ({len(absent)} such classes): raise search_rows, {config.search_rows:,}"
+        )
+    return sample
+
+
 def _scores(result: TuningResult) -> dict[str, float]:
     return {
         f"cv_{result.metric}": result.cv_score,
@@ -353,6 +386,10 @@ def _scores(result: TuningResult) -> dict[str, float]:
 
 
 @step(cache_policy=cached_by(__name__))
-def tune(config: str, train: pd.DataFrame) -> Annotated[TuningResult, "tuning"]:
-    """Search the best configuration for the training rows."""
-    return tune_model(parse_config(config), train)
+def tune(config: str, train: pd.DataFrame | Partitions) -> Annotated[TuningResult, "tuning"]:
+    """Search the best configuration for the training rows; of partitions, for a sample of `search_rows`."""
+    parsed = parse_config(config)
+    if isinstance(train, Partitions):
+        with cluster("tune") as dask:
+            return tune_model(parsed, search_sample(dask.each, parsed, train), dask)
+    return tune_model(parsed, train)

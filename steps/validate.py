@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from bentos.release import REFERENCE_CHARACTERS
 from models.config import ModelConfig
 from steps.caching import cached_by, parse_config
 from steps.drift import MIN_ROWS, drift_score
+from steps.hashes import content_hashes
 from steps.leak import told_alone
+from steps.partitions import Partitions, public_columns
 from steps.quality import Check, QualityReport, check_severities, report_of, severity_of
-from steps.split import content_hashes, in_test
+from steps.split import in_test
 from steps.suite import CROSSING, REPEATED, as_view, run_suite, wanted
 
 log = logging.getLogger(__name__)
@@ -41,11 +43,14 @@ def validate_frame(config: ModelConfig, frame: pd.DataFrame, reference: pd.DataF
     """
     check_severities(config)
     view = as_view(frame)
-    repeated = pd.Series(content_hashes(view, [c for c in view.columns if c in _public(config)])).duplicated()
+    repeated = pd.Series(content_hashes(view, [c for c in view.columns if c in public_columns(config)])).duplicated()
     flags = {REPEATED: repeated.to_numpy(np.float64), CROSSING: _crossing(config, view).astype(np.float64)}
     view = pd.DataFrame({**view, **flags})  # one block per type: pandas would consolidate at every later copy
     checks = run_suite(config, wanted(config, frame), view)
-    checks += [*_balance(config, frame), *_leaks(config, frame), *_drift(config, frame, reference)]
+    if config.task == "classification" and config.target.column in frame:
+        counts = frame[config.target.column].value_counts()
+        checks += balance(config, {str(label): int(count) for label, count in counts.items()})
+    checks += [*leaks(config, frame), *drift(config, frame, reference)]
     return report_of(config, len(frame), checks)
 
 
@@ -55,7 +60,7 @@ def summarise(config: ModelConfig, frame: pd.DataFrame) -> str:
     from evidently.presets import DataSummaryPreset
 
     shown = frame.sample(min(SUMMARY_ROWS, len(frame)), random_state=config.seed).reset_index(drop=True)
-    public = [name for name in _public(config) if name in frame.columns and frame[name].notna().any()]
+    public = [name for name in public_columns(config) if name in frame.columns and frame[name].notna().any()]
     kinds: dict[str, list[str]] = {"number": [], "category": [], "datetime": []}
     for name in public:
         kind = (
@@ -81,19 +86,6 @@ def summarise(config: ModelConfig, frame: pd.DataFrame) -> str:
     return html
 
 
-@step(cache_policy=cached_by(__name__))
-def validate(
-    config: str, raw: pd.DataFrame, reference: int | None = None
-) -> tuple[Annotated[QualityReport, "report"], Annotated[HTMLString, "summary"]]:
-    """Check the raw rows, compared with the training rows of version `reference` where one is given."""
-    parsed = parse_config(config)
-    report = validate_frame(parsed, raw, _reference(parsed.name, reference))
-    log.info("data quality %.1f of 100, %d checks on %s rows", report.score, len(report.checks), f"{report.rows:,}")
-    for check in report.failed():
-        log.warning("%s: %s, expected %s", check.key, check.observed, check.expected)
-    return report, HTMLString(summarise(parsed, raw))
-
-
 def _reference(model: str, version: int | None) -> pd.DataFrame | None:
     if version is None:
         return None
@@ -103,31 +95,29 @@ def _reference(model: str, version: int | None) -> pd.DataFrame | None:
     return Release.open(release_dir(model, version)).reference()
 
 
-def _public(config: ModelConfig) -> list[str]:
-    return [*(name for name, column in config.columns.items() if not column.personal), config.target.column]
-
-
 def _crossing(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dtype[np.bool_]]":
     """Test rows whose equal (or, split by entity, whose entity) is a training row."""
     chosen = in_test(config, frame)
-    if config.split.by == "entity":
-        values = frame[str(config.split.column)]
-    else:
-        names = [name for name, column in config.columns.items() if column.feature and not column.personal]
-        values = pd.Series(content_hashes(frame, names))
-    codes, _ = pd.factorize(values)
+    codes, _ = pd.factorize(pd.Series(content_hashes(frame, parted_by(config))))
     trained = np.zeros(codes.max(initial=0) + 1, dtype=bool)
     trained[codes[~chosen]] = True
     return chosen & trained[codes]
 
 
-def _balance(config: ModelConfig, frame: pd.DataFrame) -> Iterator[Check]:
+def parted_by(config: ModelConfig) -> list[str]:
+    """The columns whose equal values must not be on both sides of the split."""
+    if config.split.by == "entity":
+        return [str(config.split.column)]
+    return [name for name, column in config.columns.items() if column.feature and not column.personal]
+
+
+def balance(config: ModelConfig, classes: Mapping[str, int]) -> Iterator[Check]:
+    """How rare the rarest class is, by the rows of each."""
     name = config.target.column
     severity = severity_of(config, "balance", name)
-    if config.task != "classification" or severity is None or name not in frame.columns or frame.empty:
+    if severity is None or not classes:
         return
-    shares = frame[name].value_counts(normalize=True)
-    smallest = min(float(shares.get(label, 0.0)) for label in config.target.labels or shares.index)
+    smallest = min(classes.get(label, 0) for label in config.target.labels or classes) / sum(classes.values())
     least = config.validation.min_class
     yield Check(
         name="balance",
@@ -139,7 +129,7 @@ def _balance(config: ModelConfig, frame: pd.DataFrame) -> Iterator[Check]:
     )
 
 
-def _leaks(config: ModelConfig, frame: pd.DataFrame) -> Iterator[Check]:
+def leaks(config: ModelConfig, frame: pd.DataFrame) -> Iterator[Check]:
     """Columns that the model may see, one by one; the target must not be found in any."""
     most = config.validation.max_leak
     figure = "R²" if config.task == "regression" else "accuracy"
@@ -161,7 +151,7 @@ def _leaks(config: ModelConfig, frame: pd.DataFrame) -> Iterator[Check]:
         )
 
 
-def _drift(config: ModelConfig, frame: pd.DataFrame, reference: pd.DataFrame | None) -> Iterator[Check]:
+def drift(config: ModelConfig, frame: pd.DataFrame, reference: pd.DataFrame | None) -> Iterator[Check]:
     """Distances of bounded samples; too few rows on a side say nothing, so nothing is reported then.
 
     Of a text the length counts, up to what a reference keeps of it.
@@ -171,7 +161,7 @@ def _drift(config: ModelConfig, frame: pd.DataFrame, reference: pd.DataFrame | N
     method, threshold = config.monitoring.drift, config.monitoring.threshold
     old = reference.sample(min(SAMPLE, len(reference)), random_state=config.seed)
     new = frame.sample(min(SAMPLE, len(frame)), random_state=config.seed)
-    for name in _public(config):
+    for name in public_columns(config):
         severity = severity_of(config, "drift", name)
         if severity is None or name not in old.columns:
             continue
@@ -188,3 +178,22 @@ def _drift(config: ModelConfig, frame: pd.DataFrame, reference: pd.DataFrame | N
             observed=f"{method} {score:.3f}",
             expected=f"below {threshold:g}",
         )
+
+
+@step(cache_policy=cached_by(__name__))
+def validate(
+    config: str, raw: pd.DataFrame | Partitions, reference: int | None = None
+) -> tuple[Annotated[QualityReport, "report"], Annotated[HTMLString, "summary"]]:
+    """Check the raw rows, compared with the training rows of version `reference` where one is given."""
+    parsed = parse_config(config)
+    trained = _reference(parsed.name, reference)
+    if isinstance(raw, Partitions):
+        from steps.validate_parts import validate_partitions
+
+        report, shown = validate_partitions(parsed, raw, trained)
+    else:
+        report, shown = validate_frame(parsed, raw, trained), raw
+    log.info("data quality %.1f of 100, %d checks on %s rows", report.score, len(report.checks), f"{report.rows:,}")
+    for check in report.failed():
+        log.warning("%s: %s, expected %s", check.key, check.observed, check.expected)
+    return report, HTMLString(summarise(parsed, shown))

@@ -29,6 +29,9 @@ STOPS = (RunStoppedException, RunInterruptedException, StepHeartBeatTerminationE
 step_begins: ContextVar[Callable[[UUID], None] | None] = ContextVar("prefect_orchestrator_step_begins", default=None)
 """Told the id of ZenML's record of the step when its function is about to run here."""
 
+signals_ready: ContextVar[Callable[[], None] | None] = ContextVar("prefect_orchestrator_signals_ready", default=None)
+"""Called when ZenML's signal handlers are in place for a step that is about to run here."""
+
 
 def attempt(snapshot: "PipelineSnapshotResponse", name: str, orchestrator_run_id: str) -> "StepRunResponse":
     """Run a step of a static pipeline once, here, and write down what it used.
@@ -53,12 +56,12 @@ def attempt(snapshot: "PipelineSnapshotResponse", name: str, orchestrator_run_id
                 # Prefect retries, so that its record of the task run has them.
                 retry=False,
             )
-    except Exception as error:
-        if isinstance(error, STOPS):
+    except BaseException as error:
+        stop = _stop_behind(error)
+        if stop or isinstance(error, STOPS) or not isinstance(error, Exception):
             end_retries(snapshot, name)
-        raise
-    except BaseException:
-        end_retries(snapshot, name)
+        if stop:
+            raise stop from None
         raise
     attach(step_run, usage())
     return step_run
@@ -96,17 +99,21 @@ def isolated_attempt(snapshot: "PipelineSnapshotResponse", step_run_id: UUID) ->
         force_write_logs=lambda: None,
     )
     mode = snapshot.pipeline_configuration.execution_mode
-    with measured() as usage, logging_context(step=step_run.name), SignalHandler(step_run, mode):
-        # With parameters that are loaded when the step runs.
-        input_utils.resolve_step_inputs(step=step, pipeline_run=run)
-        uris = output_utils.prepare_output_artifact_uris(step_run=step_run, stack=stack, step=step)
-        finished = StepRunner(step=step, stack=stack).run(
-            pipeline_run=run,
-            step_run=step_run,
-            input_artifacts=step_run.regular_inputs,
-            output_artifact_uris=uris,
-            step_run_info=info,
-        )
+    try:
+        with measured() as usage, logging_context(step=step_run.name), SignalHandler(step_run, mode):
+            # With parameters that are loaded when the step runs.
+            input_utils.resolve_step_inputs(step=step, pipeline_run=run)
+            finished = StepRunner(step=step, stack=stack).run(
+                pipeline_run=run,
+                step_run=step_run,
+                input_artifacts=step_run.regular_inputs,
+                output_artifact_uris=output_utils.prepare_output_artifact_uris(step_run, stack, step),
+                step_run_info=info,
+            )
+    except BaseException as error:
+        if stop := _stop_behind(error):
+            raise stop from None
+        raise
     attach(finished, usage())
     return finished
 
@@ -117,3 +124,12 @@ def end_retries(snapshot: "PipelineSnapshotResponse", step_name: str) -> None:
     for step_run in steps.items:
         # ZenML turns a failure into "retrying" as long as retries are left.
         publish_utils.publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPED)
+
+
+def _stop_behind(error: BaseException) -> RunStoppedException | None:
+    """The stop that a step ended with in other words: ZenML may refuse to note it as failed, as it is stopped already,
+    and a handler of the caller's may make an interrupt of it."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, RunStoppedException):
+        seen = seen.__cause__ or seen.__context__
+    return seen

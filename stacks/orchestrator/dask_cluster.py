@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class LocalDask:
         from stacks.orchestrator.tether import tethered
 
         self.owner = os.getpid()
+        self.users = 0
         self._told: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._stack = ExitStack()
@@ -77,27 +79,30 @@ def shares(workers: int) -> dict[str, float]:
 
 
 _guard = threading.Lock()
-_clusters: list[LocalDask] = []
-_key: tuple[int, frozenset[tuple[str, str]]] | None = None
+_clusters: dict[tuple[int, frozenset[tuple[str, str]]], LocalDask] = {}
 
 
-def local_cluster(workers: int) -> LocalDask:
-    """The cluster of this process, begun if need be, and anew when its environment or the number has changed."""
-    global _key
+@contextmanager
+def local_cluster(workers: int) -> Iterator[LocalDask]:
+    """The cluster of this process for its environment, begun if need be; idle ones for another are ended."""
     key = (workers, frozenset(os.environ.items()))
     with _guard:
-        if _clusters and (key != _key or not _clusters[0].alive()):
-            _clusters.pop().close()
-        if not _clusters:
-            _clusters.append(LocalDask(workers))
-            _key = key
-        return _clusters[0]
+        for other, cluster in list(_clusters.items()):
+            if not cluster.alive() or (other != key and not cluster.users):
+                _clusters.pop(other).close()
+        chosen = _clusters[key] = _clusters.get(key) or LocalDask(workers)
+        chosen.users += 1
+    try:
+        yield chosen
+    finally:
+        with _guard:
+            chosen.users -= 1
 
 
 @atexit.register
 def _close_all() -> None:
     while _clusters:
-        _clusters.pop().close()
+        _clusters.popitem()[1].close()
 
 
 def main(workers: int) -> None:

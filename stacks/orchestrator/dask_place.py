@@ -57,6 +57,7 @@ class DaskPlace:
         self._address = address
         self._workers = workers
         self._local: LocalDask | None = None
+        self._used = contextlib.ExitStack()
         self._client: Client | None = None
         self._lock = threading.Lock()
 
@@ -68,7 +69,7 @@ class DaskPlace:
         """
         if self._address is None:
             self._refuse(unmet(self._demands, {"each worker": shares(self._workers)}), {})
-            self._local = local_cluster(self._workers)
+            self._local = self._used.enter_context(local_cluster(self._workers))
             return self
         try:
             self._look_at_workers(self._connected())
@@ -79,9 +80,8 @@ class DaskPlace:
 
     def __exit__(self, *_: object) -> None:
         """Leave the scheduler; this machine's cluster stays warm for the next run."""
-        if self._client is not None:
-            with contextlib.suppress(Exception):
-                self._client.close(timeout=5)
+        self._disconnect()
+        self._used.close()
 
     def start(self, job: Mapping[str, Any]) -> "DaskProcess":
         """Give a step to Dask, to be run by a worker that has what the step needs.
@@ -101,23 +101,29 @@ class DaskPlace:
         """A client of the scheduler; a new one when the former has lost it."""
         with self._lock:
             if self._client is None or self._client.status != "running":
-                self.__exit__()
+                self._disconnect()
                 self._client = self._connect()
             return self._client
+
+    def _disconnect(self) -> None:
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                self._client.close(timeout=5)
 
     def _connect(self) -> Client:
         security = None
         if self._address is None:
-            self._local = local_cluster(self._workers)
+            if self._local is None or not self._local.alive():
+                self._local = self._used.enter_context(local_cluster(self._workers))
             address, secrets = self._local.address()
             security = Security(**secrets)
         else:
             address = self._address
         try:
-            client = Client(address, security=security, timeout=CONNECT_SECONDS, set_as_default=False, name="zenml")
-        except (OSError, ValueError, TypeError) as error:
+            client = _client(address, security)
+        except OSError as error:
             raise PlaceError(
-                f"the Dask scheduler {address} did not answer within {CONNECT_SECONDS:g} seconds: "
+                f"the Dask scheduler {address} could not be reached within {CONNECT_SECONDS:g} seconds: "
                 f"{str(error)[:300]}. Start it (`dask scheduler`), or change dask_scheduler of the orchestrator; one "
                 "that speaks TLS is named tls://..., and its certificates are set by DASK_DISTRIBUTED__COMM__TLS__..."
             ) from None
@@ -284,6 +290,33 @@ class DaskProcess:
             self._future.release()
             self._commands.close()
             self._messages.close()
+
+
+def _client(address: str, security: Security | None) -> Client:
+    """A client that is connected, in bounded time: Dask's own bound ends where something accepts and says nothing.
+
+    Raises:
+        OSError: Nobody answers as a scheduler does, the address is none, or certificates are missing.
+    """
+    made: list[Client] = []
+    why = "something listens there, but it does not speak as a scheduler does"
+    over = threading.Event()
+
+    def connect() -> None:
+        nonlocal why
+        try:
+            made.append(Client(address, security=security, timeout=CONNECT_SECONDS, set_as_default=False, name="zenml"))
+        except Exception as error:
+            why = str(error)
+            # Before the half-made client is thrown away, which takes Dask twice as long again.
+            over.set()
+        over.set()
+
+    threading.Thread(target=connect, daemon=True, name="zenml-dask-connect").start()
+    over.wait(CONNECT_SECONDS + 1)
+    if not made:
+        raise OSError(why)
+    return made[0]
 
 
 def _versions(client: Client) -> list[tuple[str, dict[str, str]]]:

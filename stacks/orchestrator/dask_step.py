@@ -16,8 +16,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from stacks.orchestrator.place import PlaceError
-from stacks.orchestrator.pool import Job, Pool, Wanted, pool_for
+from stacks.orchestrator.place import PlaceError, StepProcess
+from stacks.orchestrator.pool import Pool, Wanted, pool_for
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -144,7 +144,7 @@ def warm_up(wanted: dict[str, Any]) -> None:
     threading.Thread(target=work, daemon=True, name="zenml-warm-up").start()
 
 
-def _obey(line: Line, process: Job, over: threading.Event) -> None:
+def _obey(line: Line, process: StepProcess, over: threading.Event) -> None:
     """Send the signals that the caller asks for; end the process when nobody wants it any more."""
     try:
         while not over.is_set():
@@ -162,7 +162,7 @@ def _obey(line: Line, process: Job, over: threading.Event) -> None:
             process.signal(signal.SIGKILL)
 
 
-def _pass_on(process: Job, send: Callable[[list[str]], None]) -> None:
+def _pass_on(process: StepProcess, send: Callable[[list[str]], None]) -> None:
     """Send all that a process says, in as few batches as its reader's pace allows."""
     box: queue.Queue[str | None] = queue.Queue(AHEAD)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from prefect.client.schemas.objects import State
+from prefect.transactions import BaseTransaction
 from zenml.execution.pipeline.dynamic.outputs import _IsolatedStepFuture
 from zenml.execution.pipeline.dynamic.runner import DynamicPipelineRunner
 from zenml.steps.step_context import RunContext
@@ -48,7 +49,7 @@ class TaskRunRunner(DynamicPipelineRunner):
         name = self.snapshot.pipeline_configuration.name
 
         def work() -> State[Any] | None:
-            with _own_run_context() if self._parent_runner else nullcontext():
+            with _no_transaction(), _own_run_context() if self._parent_runner else nullcontext():
                 super(TaskRunRunner, self).run_pipeline()
             return None
 
@@ -133,3 +134,13 @@ def _own_run_context() -> Iterator[None]:
         yield
     finally:
         RunContext._clear(outer)
+
+
+@contextmanager
+def _no_transaction() -> Iterator[None]:
+    """Keep Prefect from calling tasks inside a failed one rolled back, whatever their own state was."""
+    token = BaseTransaction.__var__.set(None)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        BaseTransaction.__var__.reset(token)

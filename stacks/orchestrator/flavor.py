@@ -38,7 +38,7 @@ class PrefectOrchestratorConfig(BaseOrchestratorConfig, PrefectOrchestratorSetti
         runner: Where steps run. `inline`: one after another, in the process that executes the run. `process`: each in a
             process of its own on the same machine. `dask`: on Dask workers. Left out: `process` when `max_parallel` is
             above 1, else `inline`.
-        max_parallel: How many steps of a run may run at once.
+        max_parallel: How many steps of a run may run at once; left out, one, or with `dask_scheduler` as many as fit.
         dask_scheduler: Address of a Dask scheduler; left out, a cluster of this machine with `max_parallel` workers.
         work_pool: Prefect work pool whose workers execute the runs; left out, the calling process does.
         work_queue: Queue of that pool; its default one when left out.

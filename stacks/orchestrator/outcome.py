@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 HEARTBEAT = "prefect.flow-run.heartbeat"
 MISSED = 3
 DEFAULT_HEARTBEAT_SECONDS = 180
-REASON_LENGTH = 500
+# ZenML takes no longer reason of a run's status.
+REASON_LENGTH = 255
 STATUS = {
     StateType.SCHEDULED: ExecutionStatus.INITIALIZING,
     StateType.PENDING: ExecutionStatus.INITIALIZING,
@@ -61,6 +62,7 @@ def end_run(run_id: UUID, state: State[Any]) -> None:
 
 def fail_run(run_id: UUID, reason: str) -> None:
     """End ZenML's record of a run that nobody executes any more: the run failed, its open steps were stopped."""
+    reason = reason[:REASON_LENGTH]
     # The run first: of a stopped step alone ZenML would make a stopped run.
     if not Client().get_pipeline_run(run_id, hydrate=False).status.is_finished:
         publish_utils.publish_pipeline_run_status_update(run_id, ExecutionStatus.FAILED, status_reason=reason)
@@ -70,6 +72,7 @@ def fail_run(run_id: UUID, reason: str) -> None:
 def stop_run(run_id: UUID, reason: str) -> None:
     """End ZenML's record of a run that somebody stopped, in Prefect or in ZenML, and of its steps."""
     client = Client()
+    reason = reason[:REASON_LENGTH]
     publish_stopping(run_id, reason)
     _stop_open_steps(run_id)
     run = client.get_pipeline_run(run_id)

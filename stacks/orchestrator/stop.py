@@ -163,5 +163,3 @@ def stop(run: "PipelineRunResponse", flow_run_id: UUID, graceful: bool, folder: 
     if here is None:
         whose = f"process {process} on {host}" if host else "a process on another machine"
         logger.warning("Run '%s' is executed by %s, which was told through Prefect.", run.name, whose)
-    elif not graceful:
-        os.kill(here, signal.SIGINT)

@@ -21,17 +21,16 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.states import Cancelled, Cancelling
 from zenml.client import Client
 from zenml.constants import METADATA_ORCHESTRATOR_RUN_ID, METADATA_ORCHESTRATOR_URL
-from zenml.enums import ExecutionStatus
 from zenml.exceptions import IllegalOperationError
 from zenml.metadata.metadata_types import Uri
 from zenml.models import PipelineRunUpdate
-from zenml.orchestrators import SubmissionResult, publish_utils
+from zenml.orchestrators import SubmissionResult
 from zenml.orchestrators.exceptions import PipelineSubmissionError
 from zenml.utils import source_utils
 
 from stacks.orchestrator.deployments import Wish, ensure_deployment, pool_deployment
 from stacks.orchestrator.flow_run import flow_run_url, prefect_api, prefect_client
-from stacks.orchestrator.outcome import end_run
+from stacks.orchestrator.outcome import end_run, fail_run
 from stacks.orchestrator.server import ServerError, require_answer
 from stacks.orchestrator.work_pool import Refused, find_pool, job_variables
 
@@ -65,6 +64,11 @@ def submit_run(
     """
     assert config.work_pool is not None
     with submission(run), prefect_api(), prefect_client() as client:
+        if run.orchestrator_run_id:
+            raise Refused(
+                f"run {run.name} was flow run {run.orchestrator_run_id} already, and a work pool resumes none: run the "
+                "pipeline again, finished steps come from the cache"
+            )
         variables = pool_variables(client, config, settings, snapshot)
         pipeline = snapshot.pipeline_configuration.name
         name = pool_deployment(config.work_pool, config.work_queue)
@@ -110,7 +114,7 @@ def submission(run: "PipelineRunResponse | None") -> Iterator[None]:
         return
     reason = f"it was not submitted: {reason}"[:LONGEST]
     if run:
-        publish_utils.publish_pipeline_run_status_update(run.id, ExecutionStatus.FAILED, status_reason=reason)
+        fail_run(run.id, reason)
     raise PipelineSubmissionError(reason)
 
 
@@ -154,11 +158,11 @@ def _write_id(client: SyncPrefectClient, run: "PipelineRunResponse", flow_run_id
     store = Client().zen_store
     try:
         store.update_run(run.id, PipelineRunUpdate(orchestrator_run_id=str(flow_run_id)))
-    except IllegalOperationError:
-        # The worker was faster: the run has begun, and has its id.
-        if store.get_run(run.id).orchestrator_run_id != str(flow_run_id):
-            raise
-    except BaseException:
+    except BaseException as error:
+        faster = isinstance(error, IllegalOperationError)
+        if faster and store.get_run(run.id).orchestrator_run_id == str(flow_run_id):
+            # The worker was: the run has begun, and has its id.
+            return
         client.set_flow_run_state(flow_run_id, Cancelled(message="ZenML could not be told of it."), force=True)
         raise
 
@@ -171,11 +175,23 @@ def follow(run: "PipelineRunResponse", flow_run_id: UUID, pool: str) -> None:
     Raises:
         RuntimeError: The run did not complete, or Prefect no longer knows it.
     """
-    with prefect_api():
+    with prefect_api(), _quiet_requests():
         state = _await_end(run, flow_run_id, _say_once(lambda: _warn_late(run, pool)))
     end_run(run.id, state)
     if not state.is_completed():
         raise RuntimeError(f"run {run.name} is {state.name} in Prefect: {(state.message or '')[:LONGEST]}")
+
+
+@contextmanager
+def _quiet_requests() -> Iterator[None]:
+    """Leave the line that each request is logged with out: there is one every few seconds."""
+    requests = logging.getLogger("httpx")
+    before = requests.level
+    requests.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        requests.setLevel(before)
 
 
 def _await_end(run: "PipelineRunResponse", flow_run_id: UUID, late: Callable[[], None]) -> State[Any]:

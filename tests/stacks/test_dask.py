@@ -1,8 +1,10 @@
 """Steps on Dask workers, on the real engines: what reaches them, what comes back, and every way to lose one."""
 
+import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -10,9 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 import pytest
+from distributed import Client as Dask
+from distributed import Queue, get_worker
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
@@ -25,14 +30,17 @@ from zenml.models import StackRequest
 from zenml.utils.run_utils import stop_run
 
 from stacks.orchestrator import dask_place
+from stacks.orchestrator.dask_step import BATCHES, LARGEST_BATCH, Line, _pass_on, messages_of
 from stacks.orchestrator.failure import StepFailed
 from stacks.orchestrator.flow_run import prefect_api
 from stacks.orchestrator.place import PlaceError
+from stacks.orchestrator.pool import Wanted
 from stacks.stack_file import ensure_active
 from tests.stacks.dask_cluster import Cluster, free_port, running, until
 from tests.stacks.pipelines import find, flow_run_of, last_run, leave, sent, statuses, stored, task_runs
 
 LINES = 40
+FLOOD = 5_000
 
 
 def add_stack(name: str, **config: Any) -> None:
@@ -125,6 +133,39 @@ def test_steps_run_in_processes_on_workers_with_zenml_s_environment_and_cached_o
     again = diamond()
     assert set(statuses(again).values()) == {"cached"}
     assert not any((notes / note).exists() for note in ("left", "right", "join"))
+
+
+class Flood:
+    """Stands where a step's process does, and says more than anybody reads."""
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        for number in range(FLOOD):
+            yield {"kind": "line", "stream": "stdout", "text": f"{number} {'x' * 1_000}"}
+        yield {"kind": "exit", "status": 0, "reason": None}
+
+    def signal(self, number: int) -> None:
+        raise AssertionError("nobody stops it")
+
+
+def flood() -> None:
+    worker = get_worker()
+    _pass_on(Flood(), Line(worker, str(worker.get_current_task())).send)
+
+
+def test_a_flood_of_lines_waits_for_its_reader_and_arrives_whole_and_in_order(cluster: Cluster) -> None:
+    with Dask(cluster.address, set_as_default=False) as client:
+        box = Queue(messages_of("flood"), client=client, maxsize=BATCHES)
+        future = client.submit(flood, key="flood")
+        until(lambda: box.qsize() == BATCHES)
+        held = [json.loads(box.get()) for _ in range(BATCHES)]
+        assert max(len(json.dumps(batch)) for batch in held) < 2 * LARGEST_BATCH
+        assert sum(map(len, held)) < FLOOD / 2, "the queue on the scheduler is short"
+        while held[-1][-1]["kind"] != "exit":
+            held.append(json.loads(box.get(timeout=60)))
+        future.result(timeout=60)
+        box.close()
+    numbers = [int(message["text"].split()[0]) for batch in held for message in batch if message["kind"] == "line"]
+    assert numbers == [*range(FLOOD)]
 
 
 def lives(process: int) -> bool:
@@ -353,6 +394,22 @@ def test_what_no_worker_has_is_refused_before_anything_starts(notes: Path) -> No
     ended_clearly("demanding")
 
 
+def test_a_worker_of_another_zenml_says_so(cluster: Cluster) -> None:
+    unknown = str(UUID(int=1))
+    job = {
+        "snapshot": unknown,
+        "step": "any",
+        "orchestrator_run_id": unknown,
+        "flow_run_url": "",
+        "zenml_run_id": unknown,
+    }
+    with dask_place.DaskPlace(Wanted([], [], None), {"any": {}}, cluster.address, 1) as place:
+        messages = [*place.start(job).messages()]
+    (failed,) = [message for message in messages if message["kind"] == "failed"]
+    assert failed["name"] == "PlaceError" and "ZENML_STORE_URL" in failed["message"]
+    assert failed["before"]["name"] == "KeyError"
+
+
 @step
 def plain() -> int:
     return 7
@@ -363,17 +420,23 @@ def simple() -> None:
     plain()
 
 
-def test_a_scheduler_that_does_not_answer_is_a_failed_run(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody", "somebody else"])
+def test_a_scheduler_that_does_not_answer_is_a_failed_run_in_bounded_time(
+    listens: bool, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dask_place, "CONNECT_SECONDS", 1.0)
     before = Client().active_stack_model.id
-    nobody = f"tcp://127.0.0.1:{free_port()}"
-    add_stack("nobody", dask_scheduler=nobody)
-    Client().activate_stack("nobody")
-    try:
-        with pytest.raises(PlaceError, match=rf"{nobody} did not answer within 1 seconds.*dask scheduler"):
-            simple()
-    finally:
-        Client().activate_stack(before)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        if not listens:
+            server.close()
+        add_stack(f"silent-{listens}", dask_scheduler=address)
+        Client().activate_stack(f"silent-{listens}")
+        try:
+            with pytest.raises(PlaceError, match=rf"{address} could not be reached within 1 seconds.*dask scheduler"):
+                simple()
+        finally:
+            Client().activate_stack(before)
     ended_clearly("simple")
 
 

@@ -104,7 +104,7 @@ def grown(count: int) -> None:
     """A loop by map, a condition, a loop by hand: steps inline and isolated."""
     squares = square.map(numbers(count))
     result = total(squares)
-    while result.load() < 10:
+    while result.load() < 7:
         result = alone(result)
 
 
@@ -122,8 +122,8 @@ def test_loops_maps_and_conditions_run(grown_run: tuple[PipelineRunResponse, lis
     assert run.status == ExecutionStatus.COMPLETED
     done = statuses(run)
     assert set(done.values()) == {"completed"}
-    # 0 + 1 + 4, then up to ten.
-    assert len([name for name in done if name.startswith("alone")]) == 5
+    # 0 + 1 + 4, then up to seven.
+    assert len([name for name in done if name.startswith("alone")]) == 2
 
 
 def test_isolated_steps_are_task_runs_and_inline_ones_in_the_pipelines(
@@ -145,7 +145,7 @@ def test_each_isolated_step_has_a_process_and_inline_ones_share_the_callers(
     inline = {process for word, process in noted if word in ("numbers", "total")}
     isolated = [process for word, process in noted if word.startswith(("square", "alone"))]
     assert inline == {HERE}
-    assert len(isolated) == 8 == len(set(isolated)) and HERE not in isolated
+    assert len(isolated) == 5 == len(set(isolated)) and HERE not in isolated
 
 
 def test_hooks_fire_once_and_in_the_right_process(grown_run: tuple[PipelineRunResponse, list[list[str]]]) -> None:
@@ -264,7 +264,7 @@ def test_an_isolated_step_that_fails_fails_the_run(how: str, said: str, trace: C
 @step(runtime=StepRuntime.ISOLATED)
 def sleeps() -> None:
     note("sleeps")
-    time.sleep(120)
+    time.sleep(400)
 
 
 @step(runtime=StepRuntime.ISOLATED)
@@ -282,9 +282,9 @@ def impatient() -> None:
 
 def test_fail_fast_ends_the_other_isolated_steps(trace: Callable[[], list[list[str]]]) -> None:
     start = time.monotonic()
-    with pytest.raises(Exception, match="enough"):
+    with pytest.raises(Exception, match="fails_once_the_other_sleeps"):
         impatient()
-    assert time.monotonic() - start < 90
+    assert time.monotonic() - start < 300
     run = last_run("impatient")
     assert statuses(run) == {"sleeps": "stopped", "fails_once_the_other_sleeps": "failed"}
     assert run.status == ExecutionStatus.FAILED

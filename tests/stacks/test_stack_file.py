@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from zenml.client import Client
+from zenml.models import StackRequest
 
 import stacks.stack_file as stack_file
 from models.config import load_model
@@ -217,6 +218,7 @@ from stacks.stack_file import ensure_active
 from stacks.home import use_home
 use_home()
 from zenml.client import Client
+from zenml.models import StackRequest
 if len(sys.argv) > 1:
     Client().activate_stack(sys.argv[1])
 print("active", ensure_active())
@@ -238,3 +240,97 @@ def test_first_use_activates_local_and_later_the_users_choice_stays(tmp_path: Pa
         "active local"
     ] * 2
     assert start("default").communicate(timeout=120)[0].strip().splitlines()[-1] == "active default"
+
+
+def test_what_was_changed_by_hand_is_shown_by_key_and_put_right(write: Write, tmp_path: Path) -> None:
+    name = write(
+        orchestrator={"flavor": "prefect", "config": {"tags": ["blue"]}},
+        artifact_store={"flavor": "local", "config": {"path": str(tmp_path)}},
+        environment={"COLOUR": "blue"},
+    )
+    apply(name)
+    client = Client()
+    stack = client.get_stack(name)
+    parts = {str(kind): parts[0] for kind, parts in stack.components.items()}
+    # What `zenml orchestrator update --max_parallel=3 --tags=...` and `zenml stack update` do.
+    client.update_stack_component(
+        parts["orchestrator"].id, "orchestrator", configuration={"max_parallel": 3, "tags": ["red-value"]}
+    )
+    client.update_stack(name, environment={"COLOUR": "red-value"})
+    changes = [str(change) for change in plan(name)]
+    assert changes == [
+        f"update orchestrator '{name}': config.max_parallel, config.tags",
+        f"update stack '{name}': environment",
+    ]
+    assert [str(change) for change in apply(name)] == changes
+    assert plan(name) == []
+
+
+def test_a_component_of_another_stack_too_is_not_changed_under_it(write: Write, tmp_path: Path) -> None:
+    store = {"flavor": "local", "name": "shared-store", "config": {"path": str(tmp_path)}}
+    name = write(artifact_store=store)
+    apply(name)
+    client = Client()
+    parts = {kind: [each[0].id] for kind, each in client.get_stack(name).components.items()}
+    other = client.zen_store.create_stack(StackRequest(name=f"{name}-other", components=parts))
+    write(artifact_store={**store, "config": {"path": f"{tmp_path}/elsewhere"}})
+    assert [str(change) for change in plan(name)] == [
+        f"update artifact_store 'shared-store': config.path (also used by {name}-other)"
+    ]
+    with pytest.raises(ConfigError, match=f"also used by {name}-other.*name of their own"):
+        apply(name)
+    found = client.list_stack_components(name="shared-store", type="artifact_store", hydrate=True).items[0]
+    assert found.configuration["path"] == str(tmp_path)
+    # A stack of ours whose file asks for the same is no hindrance.
+    (tmp_path / f"{name}-other.yaml").write_text((tmp_path / f"{name}.yaml").read_text())
+    assert [change.kind for change in apply(name)] == ["artifact_store"]
+    client.zen_store.delete_stack(other.id)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "uses ZenML secret 'keys', which does not exist: zenml secret create keys --token=VALUE"),
+        ({"tokens": "x"}, "uses ZenML secret 'keys', which has no key 'token'; did you mean 'tokens'?"),
+        ({"token": "x"}, None),
+    ],
+)
+def test_a_missing_secret_is_named_before_anything_changes(
+    given: dict[str, str] | None, said: str | None, write: Write
+) -> None:
+    name = write(
+        alerter={"flavor": "slack", "config": {"slack_token": "{{keys.token}}"}}, environment={"COLOUR": "blue"}
+    )
+    client = Client()
+    if given:
+        client.create_secret("keys", given)
+    try:
+        if said is None:
+            assert apply(name)
+            return
+        with pytest.raises(ConfigError) as error:
+            apply(name)
+        assert said in str(error.value)
+        for kind in ("orchestrator", "artifact_store", "alerter"):
+            assert client.list_stack_components(name=name, type=kind).total == 0
+    finally:
+        if given:
+            client.delete_secret("keys")
+
+
+def test_what_zenml_refused_half_way_is_completed_by_the_next_apply(write: Write, tmp_path: Path) -> None:
+    name = write(artifact_store={"flavor": "s3", "config": {"path": "/no/bucket"}})
+    with pytest.raises(ConfigError, match="ZenML refuses to create artifact_store"):
+        apply(name)
+    assert Client().list_stack_components(name=name, type="orchestrator").total == 1
+    write()
+    assert [change.kind for change in apply(name)] == ["artifact_store", "stack"]
+    assert plan(name) == []
+
+
+def test_the_flavor_is_the_same_wherever_the_caller_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert plan("local") == []
+    assert Client().get_flavor_by_name_and_type("prefect", "orchestrator").source == (
+        "stacks.orchestrator.flavor.PrefectOrchestratorFlavor"
+    )

@@ -12,8 +12,9 @@ from bentos.frame import to_frame
 from models.config import ModelConfig, load_model
 from models.errors import ConfigError, DataError
 from steps.generators import GENERATORS
+from steps.hashes import bucket_of, content_hashes
 from steps.ingest import ingest_frame
-from steps.split import BUCKETS, bucket_of, content_hashes, in_test, row_hashes, split_frame
+from steps.split import BUCKETS, in_test, row_hashes, split_frame
 from tests.steps.tables import make_config, make_table, write
 
 HASHES = [13825745936715061106, 7161466635521552966]
