@@ -6,7 +6,11 @@ VENV := .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 SMALL := -n 2 --dist loadfile --no-loadscope-reorder -m "not prove and not bench"
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
+.PHONY: help install run up deployments test coverage prove check format bench bench-serve bench-judge bench-batch bench-drift bench-stream bench-dask lock clean
+=======
 .PHONY: help install run up rehearse deployments test coverage prove check format bench bench-serve bench-judge bench-batch bench-drift bench-stream lock clean
+>>>>>>> d806a3c58b49a6a498567e140c63715b9b5ad139
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +59,9 @@ bench-batch: install ## Measure batch scoring of a million rows, logged (1 minut
 
 bench-drift: install ## Measure drift on a million rows against Evidently on the raw frames (2 minutes)
 	@$(BIN)/python -m benchmarks.drift
+
+bench-dask: install ## Train on ten million rows with two Dask workers of 2 GiB (30 minutes)
+	@$(BIN)/python -m benchmarks.dask_rows
 
 bench-stream: install ## Watch two years of bike sharing and draw docs/bike_sharing.png (3 minutes)
 	@$(BIN)/python -m benchmarks.stream

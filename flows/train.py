@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +19,7 @@ from flows.release import Run, finished, output, run_release
 from flows.resolve import resolve_model
 from flows.usage import log_usages, step_usages
 from models.config import ModelConfig
-from models.errors import ConfigError
+from models.errors import ConfigError, WorkError
 from stacks import registry
 from stacks.active import use_stack
 from stacks.home import clone_dir
@@ -78,7 +79,7 @@ def train(
     run = str(flow_run.id)
     question = question_of(model, run)
     if question is None:
-        with recorded(model, run) as ended:
+        with recorded(model, run) as ended, fitting(model):
             result = _train(model, source, overrides or [], why, acting(actor))
             ended(result["verdict"])
         question = question_of(model, run)
@@ -89,6 +90,24 @@ def train(
         result = conclude(question, answer)
         ended(result["verdict"])
     return result
+
+
+@contextmanager
+def fitting(model: str) -> Iterator[None]:
+    """Say what to do where the rows of a model do not fit into this process.
+
+    Raises:
+        WorkError: They do not. A step's own process may have ended so: then its error is known by its name only.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, MemoryError) and "MemoryError" not in str(error):
+            raise
+        raise WorkError(
+            f"'{model}': its rows do not fit into this process's memory; set `compute: dask` in models/{model}.yaml "
+            "(docs/dask.md), or give the process more"
+        ) from error
 
 
 def acting(given: str | None) -> str:

@@ -195,7 +195,14 @@ def _own(stack: ExitStack, work: str) -> Cluster:
         raise ConfigError(f"{MEMORY}: {limit[:40]} is too little for a worker; give it 512MiB or more")
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gauntlet-dask-", ignore_cleanup_errors=True)))
     scheduler = stack.enter_context(
-        LocalCluster(n_workers=0, processes=True, host="127.0.0.1", dashboard_address=None, silence_logs=False)
+        LocalCluster(
+            n_workers=0,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=False,
+            scheduler_kwargs={"dashboard": False},
+        )
     )
     for _ in range(count):
         _start(stack, scheduler.scheduler_address, size, folder)

@@ -14,7 +14,7 @@ import pandas as pd
 from zenml import get_step_context, step
 
 from models.config import FileSource, HttpSource, ModelConfig, SklearnSource, Source, SqlSource, UrlSource
-from models.errors import ConfigError, DataError, WorkError
+from models.errors import ConfigError, DataError
 from stacks.home import secret_key
 from steps import snapshot
 from steps.api import api_rows
@@ -120,19 +120,8 @@ def ingest_frame(config: ModelConfig, source_name: str | None = None, digest: st
     Raises:
         DataError: The source cannot be read, or does not hold what the YAML declares.
         ConfigError: No source has that name, or a variable that it names is not set.
-        WorkError: Its rows do not fit into memory.
     """
     source = config.source(source_name)
-    try:
-        return _ingested(config, source, digest)
-    except MemoryError:
-        raise WorkError(
-            f"source '{source.name}': the rows of {source.label} do not fit into this process's memory; "
-            f"set `compute: dask` in models/{config.name}.yaml (docs/dask.md), or give the process more"
-        ) from None
-
-
-def _ingested(config: ModelConfig, source: Source, digest: str) -> Ingested:
     if isinstance(source, LiveSource):
         taken = snapshot.take(digest) if digest else None
         held = taken or _held(config, source)

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,8 +163,9 @@ def test_a_worker_at_its_limit_is_named_and_nothing_is_left(monkeypatch: pytest.
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
+@pytest.mark.prove
 def test_a_worker_lost_while_boosting_ends_the_training_and_the_next_one_succeeds(
-    learnt: Learnt, monkeypatch: pytest.MonkeyPatch
+    learnt: Learnt, monkeypatch: pytest.MonkeyPatch, proof: Callable[[str, object, str], None]
 ) -> None:
     monkeypatch.setenv("GAUNTLET_DASK_WORKERS", "2")
     with cluster("train") as running:
@@ -180,14 +181,18 @@ def test_a_worker_lost_while_boosting_ends_the_training_and_the_next_one_succeed
     with cluster("train") as running:
         again = fit_boosted(running, learnt.config, {"n_estimators": 3}, learnt.train, learnt.sample)
     assert again.predict_proba(learnt.sample).shape == (len(learnt.sample), 2)
+    proof("A Dask worker killed while boosting: a clear failure, and the next training succeeds", 1, "both seen")
 
 
 def test_a_scheduler_that_does_not_answer_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("steps.cluster.ANSWER_SECONDS", 1.0)
     monkeypatch.setenv("GAUNTLET_DASK", "tcp://127.0.0.1:9")
-    with pytest.raises(
-        WorkError, match=r"split: no Dask scheduler .* at tcp://127.0.0.1:9 within 1 seconds.*GAUNTLET_DASK"
-    ), cluster("split"):
+    with (
+        pytest.raises(
+            WorkError, match=r"split: no Dask scheduler .* at tcp://127.0.0.1:9 within 1 seconds.*GAUNTLET_DASK"
+        ),
+        cluster("split"),
+    ):
         pass
 
 
