@@ -167,6 +167,23 @@ def test_another_database_than_the_stack_s(tmp_path: Path, home: Path, monkeypat
     assert _one(doctor.check_database).ok
 
 
+def test_a_service_that_follows_a_stack_file_looks_where_the_active_stack_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stacks import stack_file
+
+    theirs = "postgresql://me:hunter2@db.example/gauntlet"
+    carried = {"GAUNTLET_DATABASE": theirs}
+    monkeypatch.delenv("GAUNTLET_DATABASE", raising=False)
+    monkeypatch.setattr(stack_file, "active_environment", lambda: carried)
+    for name in ("S3_ENDPOINT", "S3_REGION", "S3_KEY_ID", "S3_SECRET", "CLOUD_SECRET"):
+        monkeypatch.setenv(f"GAUNTLET_{name}", "given")
+    monkeypatch.setenv("GAUNTLET_DATABASE_URL", theirs)
+    monkeypatch.setenv("GAUNTLET_STACK", "cloud")
+    assert _one(doctor.check_database).ok
+    carried.clear()
+    finding = _one(doctor.check_database)
+    assert not finding.ok and "gauntlet.db" in finding.said and "GAUNTLET_STACK" in str(finding.cure)
+
+
 def test_a_check_that_cannot_be_made_is_a_finding(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     (arena.folder / "broken.db").write_text("no database" * 1_000)
     monkeypatch.setenv("GAUNTLET_DATABASE", f"sqlite:///{arena.folder / 'broken.db'}")
