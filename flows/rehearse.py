@@ -43,8 +43,8 @@ class Cloud:
     """The back ends, and what `stacks/cloud.env.example` asks for, filled in."""
 
     variables: Mapping[str, str]
-    bucket: Any
-    prefect: Service
+    bucket: backends.S3
+    redis_port: int
     worker_type: str = "process"
 
     @property
@@ -124,12 +124,11 @@ def refusals(it: Rehearsal) -> str:
     store = it.cloud.bucket
     address = known["GAUNTLET_DATABASE_URL"].split("@")[1]
     mysql = int(known["ZENML_STORE_URL"].rpartition(":")[2].split("/")[0])
-    port = int(known["REHEARSAL_REDIS_PORT"])
     client = {"endpoint_url": store.endpoint, "region_name": "us-east-1", "aws_access_key_id": store.key}
     doors: dict[str, Callable[[], object]] = {
         "PostgreSQL": lambda: psycopg.connect(f"postgresql://gauntlet:{wrong}@{address}", connect_timeout=10),
         "MariaDB": lambda: pymysql.connect(host=HOST, port=mysql, user="zenml", password=wrong),
-        "Redis": lambda: redis.Redis(host=HOST, port=port).ping(),
+        "Redis": lambda: redis.Redis(host=HOST, port=it.cloud.redis_port).ping(),
         "S3": lambda: boto3.client("s3", aws_secret_access_key=wrong, **client).list_objects_v2(Bucket=backends.BUCKET),
     }
     for name, knock in doors.items():
@@ -371,10 +370,9 @@ def cloud() -> Iterator[Cloud]:
                 "GAUNTLET_CLOUD_SECRET": secrets.token_hex(32),
                 "GAUNTLET_DASK_SCHEDULER": start(backends.dask_cluster()),
                 "GAUNTLET_REGISTRY": f"{HOST}:1/gauntlet",
-                "REHEARSAL_REDIS_PORT": str(redis.port),
             },
             bucket,
-            prefect,
+            redis.port,
         )
 
 

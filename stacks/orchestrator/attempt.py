@@ -29,6 +29,9 @@ STOPS = (RunStoppedException, RunInterruptedException, StepHeartBeatTerminationE
 step_begins: ContextVar[Callable[[UUID], None] | None] = ContextVar("prefect_orchestrator_step_begins", default=None)
 """Told the id of ZenML's record of the step when its function is about to run here."""
 
+signals_ready: ContextVar[Callable[[], None] | None] = ContextVar("prefect_orchestrator_signals_ready", default=None)
+"""Called when ZenML's signal handlers are in place for a step that is about to run here."""
+
 
 def attempt(snapshot: "PipelineSnapshotResponse", name: str, orchestrator_run_id: str) -> "StepRunResponse":
     """Run a step of a static pipeline once, here, and write down what it used.

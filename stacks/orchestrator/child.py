@@ -34,6 +34,7 @@ from zenml.utils.filesync_model import FileSyncModel
 
 from stacks.orchestrator.attempt import STOPS, attempt, isolated_attempt, step_begins
 from stacks.orchestrator.failure import described
+from stacks.orchestrator.place import PlaceError
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import StepConfiguration
@@ -194,11 +195,7 @@ def _run(job: dict[str, Any], channel: Channel) -> None:
 
     try:
         _take_place(job, channel)
-        with _only_read():
-            GlobalConfiguration._reset_instance()
-            Client._reset_instance()
-            client = Client()
-            store = client.zen_store
+        snapshot = _snapshot(job)
         # The parent stores the log: it has all of it, also when this process is killed.
         stored = os.environ.get(NO_STORED_LOGS)
         os.environ[NO_STORED_LOGS] = "true"
@@ -209,10 +206,10 @@ def _run(job: dict[str, Any], channel: Channel) -> None:
                 os.environ[NO_STORED_LOGS] = stored
             channel.send("step", id=str(step_run_id))
 
-        snapshot = store.get_snapshot(UUID(job["snapshot"]), step_configuration_filter=[job["step"]])
         if job.get("asks_zenml"):
             begun = job.get("step_run")
-            step = store.get_run_step(UUID(begun)).config if begun else snapshot.step_configurations[job["step"]].config
+            steps = snapshot.step_configurations
+            step = Client().get_run_step(UUID(begun)).config if begun else steps[job["step"]].config
             os.environ.update(_environment_in_zenml(snapshot, step))
         active = Active(job["orchestrator_run_id"], job["flow_run_url"], job["zenml_run_id"])
         token = step_begins.set(begins)
@@ -227,6 +224,27 @@ def _run(job: dict[str, Any], channel: Channel) -> None:
         channel.send("done", id=str(step_run.id), status=str(step_run.status))
     except BaseException as error:
         channel.send("failed", stopped=isinstance(error, STOPS), **described(error))
+
+
+def _snapshot(job: dict[str, Any]) -> "PipelineSnapshotResponse":
+    """The snapshot of the run, by the first client of this process.
+
+    Raises:
+        PlaceError: ZenML cannot be asked for it where steps get nothing but ids.
+    """
+    try:
+        with _only_read():
+            GlobalConfiguration._reset_instance()
+            Client._reset_instance()
+            store = Client().zen_store
+        return store.get_snapshot(UUID(job["snapshot"]), step_configuration_filter=[job["step"]])
+    except Exception as error:
+        if not job.get("asks_zenml"):
+            raise
+        raise PlaceError(
+            f"ZenML could not be asked for the run ({type(error).__name__}): a Dask worker needs the caller's ZenML "
+            "store, by ZENML_STORE_URL or ZENML_CONFIG_PATH in its environment"
+        ) from error
 
 
 def _environment_in_zenml(snapshot: "PipelineSnapshotResponse", step: "StepConfiguration") -> dict[str, str]:

@@ -26,7 +26,7 @@ from zenml.orchestrators.step_launcher import StepLauncher
 from zenml.stack import StackValidator
 from zenml.utils.env_utils import temporary_environment
 
-from stacks.orchestrator.attempt import STOPS, attempt, step_begins
+from stacks.orchestrator.attempt import STOPS, attempt, signals_ready, step_begins
 from stacks.orchestrator.flavor import PrefectOrchestratorConfig, PrefectOrchestratorSettings
 from stacks.orchestrator.flow_run import (
     StepStates,
@@ -278,6 +278,8 @@ class PrefectOrchestrator(BaseOrchestrator):
 
     def prepare_step_run(self, info: "StepRunInfo") -> None:
         """Tell whoever waits for it that the step's function is about to run in this process."""
+        if (put_in_front := signals_ready.get()) is not None:
+            put_in_front()
         if (tell := step_begins.get()) is not None:
             tell(info.step_run_id)
 
@@ -483,8 +485,12 @@ def _claimed(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse | N
             return
         Client().zen_store.update_run(run.id, PipelineRunUpdate(orchestrator_run_id=run_id))
         facts = {"zenml_run_id": str(run.id), "flow_run_id": str(flow_run_id)}
-        with marked(_running_folder(), str(run.id), facts):
+        with marked(_running_folder(), str(run.id), facts, lambda: _finished(run.id)):
             yield
+
+
+def _finished(run_id: UUID) -> bool:
+    return bool(Client().get_pipeline_run(run_id, hydrate=False).status.is_finished)
 
 
 @contextmanager

@@ -7,15 +7,25 @@ a word; the next run reads it and sets the records right.
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 
 @contextmanager
-def marked(folder: Path, run_id: str, facts: Mapping[str, Any]) -> Iterator[None]:
-    """Keep a locked file for the run, with `facts` and this process's id, until the block is left."""
+def marked(
+    folder: Path, run_id: str, facts: Mapping[str, Any], ended: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
+    """Keep a locked file for the run, with `facts` and this process's id, until the block is left.
+
+    Args:
+        folder: Where the files are.
+        run_id: Names the file.
+        facts: What whoever finds it needs to know.
+        ended: Whether the run's record has its end, asked when the block failed: if not, as when ZenML's database was
+            locked, the file stays for the next run to find.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{run_id}.json"
     draft = folder / f"{run_id}.{os.getpid()}.tmp"
@@ -27,8 +37,18 @@ def marked(folder: Path, run_id: str, facts: Mapping[str, Any]) -> Iterator[None
         draft.replace(path)
         try:
             yield
-        finally:
-            path.unlink(missing_ok=True)
+        except BaseException:
+            if _known(ended):
+                path.unlink(missing_ok=True)
+            raise
+        path.unlink(missing_ok=True)
+
+
+def _known(ended: Callable[[], bool]) -> bool:
+    try:
+        return ended()
+    except Exception:
+        return False
 
 
 def bury(folder: Path) -> Iterator[dict[str, Any]]:

@@ -64,6 +64,11 @@ def submit_run(
     """
     assert config.work_pool is not None
     with submission(run), prefect_api(), prefect_client() as client:
+        if run.orchestrator_run_id:
+            raise Refused(
+                f"run {run.name} was flow run {run.orchestrator_run_id} already, and a work pool resumes none: run the "
+                "pipeline again, finished steps come from the cache"
+            )
         variables = pool_variables(client, config, settings, snapshot)
         pipeline = snapshot.pipeline_configuration.name
         name = pool_deployment(config.work_pool, config.work_queue)
@@ -153,11 +158,11 @@ def _write_id(client: SyncPrefectClient, run: "PipelineRunResponse", flow_run_id
     store = Client().zen_store
     try:
         store.update_run(run.id, PipelineRunUpdate(orchestrator_run_id=str(flow_run_id)))
-    except IllegalOperationError:
-        # The worker was faster: the run has begun, and has its id.
-        if store.get_run(run.id).orchestrator_run_id != str(flow_run_id):
-            raise
-    except BaseException:
+    except BaseException as error:
+        faster = isinstance(error, IllegalOperationError)
+        if faster and store.get_run(run.id).orchestrator_run_id == str(flow_run_id):
+            # The worker was: the run has begun, and has its id.
+            return
         client.set_flow_run_state(flow_run_id, Cancelled(message="ZenML could not be told of it."), force=True)
         raise
 

@@ -37,9 +37,9 @@ def fits(config: PrefectOrchestratorConfig, stack: "Stack") -> tuple[bool, str]:
     store = stack.artifact_store
     if store.config.is_local and _only_here(str(store.path)):
         return False, (
-            f"{head}, which cannot read what artifact store '{store.name}' (flavor {store.flavor}) keeps on this machine, "
-            f"in {store.path}: use an artifact store that both reach (flavor s3, gcp or azure, or local with a path "
-            "that all machines mount)"
+            f"{head}, which cannot read what artifact store '{store.name}' (flavor {store.flavor}) keeps "
+            f"on this machine, in {store.path}: use an artifact store that both reach (flavor s3, gcp or azure, "
+            "or local with a path that all machines mount)"
         )
     database = Client().zen_store
     if isinstance(database, SqlZenStore) and database.config.url.startswith("sqlite"):

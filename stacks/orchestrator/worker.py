@@ -5,7 +5,6 @@ code of the steps: on a process pool from the run's folder, in a container from 
 as one in the caller's process, inside the flow run that the worker started.
 """
 
-import contextlib
 import logging
 import signal
 import sys
@@ -30,7 +29,7 @@ from zenml.stack import Stack
 from zenml.utils import source_utils
 from zenml.utils.env_utils import temporary_environment
 
-from stacks.orchestrator.attempt import step_begins
+from stacks.orchestrator.attempt import signals_ready
 from stacks.orchestrator.flow_run import current_flow_run_id
 from stacks.orchestrator.outcome import fail_run, publish_stopping, stop_run
 
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CANCELLED = "It was cancelled in Prefect."
+LOOK_SECONDS = 10.0
 
 
 @flow(name="zenml-run", retries=0, validate_parameters=False, persist_result=False)
@@ -66,8 +66,7 @@ def zenml_run(snapshot_id: str, run_id: str | None = None) -> State[Any] | None:
         _take_skipped_out(snapshot, run)
         assert snapshot.stack is not None
         with temporary_environment({ENV_ZENML_ACTIVE_STACK_ID: str(snapshot.stack.id)}):
-            _execute(snapshot, run, flow_run_id)
-    return None
+            return _execute(snapshot, run, flow_run_id)
 
 
 def _find_sources(folder: Path) -> None:
@@ -97,30 +96,40 @@ def _take_skipped_out(snapshot: "PipelineSnapshotResponse", run: "PipelineRunRes
     run.get_resources().original_run = None
 
 
-def _execute(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse", flow_run_id: UUID) -> None:
+def _execute(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse", flow_run_id: UUID) -> State[Any] | None:
+    """Execute the run; the state that its flow run is to have, None for Prefect's own."""
     stack = Stack.from_model(snapshot.stack)
 
-    def cancelled() -> bool:
-        if not _is_cancelled(flow_run_id):
-            return False
-        publish_stopping(run.id, CANCELLED)
-        return True
+    def tell_zenml() -> None:
+        if _is_cancelled(flow_run_id):
+            publish_stopping(run.id, CANCELLED)
 
     try:
-        with _asked_first(cancelled):
+        with _before_sigterm(tell_zenml):
             stack.prepare_pipeline_submission(snapshot)
             stack.submit_pipeline(snapshot=snapshot, placeholder_run=run)
     except BaseException as error:
-        with contextlib.suppress(Exception):
-            if _is_cancelled(flow_run_id):
-                stop_run(run.id, CANCELLED)
-            else:
-                fail_run(run.id, f"{type(error).__name__}: {error}")
+        if _close(run.id, flow_run_id, error) and isinstance(error, Exception):
+            return Cancelled(message=CANCELLED)
         raise
+    return None
+
+
+def _close(run_id: UUID, flow_run_id: UUID, error: BaseException) -> bool:
+    """End ZenML's record of a run that did not complete; whether it is because somebody cancelled it."""
+    try:
+        if _is_cancelled(flow_run_id):
+            stop_run(run_id, CANCELLED)
+            return True
+        fail_run(run_id, f"{type(error).__name__}: {error}")
+    except Exception as problem:
+        # Who asks for the run's status, or waits for it, does it then.
+        logger.warning("How the run ended could not be written to ZenML: %s", problem)
+    return False
 
 
 @contextmanager
-def _asked_first(cancelled: Callable[[], bool]) -> Iterator[None]:
+def _before_sigterm(tell: Callable[[], None]) -> Iterator[None]:
     """Have ZenML told that the run is being stopped before SIGTERM ends a step, here or in a process of its own.
 
     A worker ends a cancelled run by that signal, and ZenML's handler, which it puts in place when a step begins, would
@@ -130,31 +139,31 @@ def _asked_first(cancelled: Callable[[], bool]) -> Iterator[None]:
         yield
         return
 
-    def put_in_front() -> Any:
+    def put_in_front() -> None:
         previous = signal.getsignal(signal.SIGTERM)
 
         def handle(number: int, frame: FrameType | None) -> None:
             try:
-                cancelled()
+                tell()
             except Exception as error:
                 logger.warning("Whether the run was cancelled could not be told: %s", error)
             if callable(previous):
                 previous(number, frame)
 
         signal.signal(signal.SIGTERM, handle)
-        return previous
 
-    before = put_in_front()
-    token = step_begins.set(lambda _: put_in_front())
+    before = signal.getsignal(signal.SIGTERM)
+    put_in_front()
+    token = signals_ready.set(put_in_front)
     try:
         yield
     finally:
-        step_begins.reset(token)
+        signals_ready.reset(token)
         signal.signal(signal.SIGTERM, before)
 
 
 def _is_cancelled(flow_run_id: UUID) -> bool:
     # A client of its own: the signal may have come in the middle of another's request.
-    with get_client(sync_client=True) as client:
+    with get_client(httpx_settings={"timeout": LOOK_SECONDS}, sync_client=True) as client:
         state = client.read_flow_run(flow_run_id).state
     return state is not None and (state.is_cancelling() or state.is_cancelled())

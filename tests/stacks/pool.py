@@ -2,12 +2,11 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from zenml.client import Client
 from zenml.enums import StackComponentType
 
 from flows.up import free_ports
+from stacks.orchestrator.tether import tethered
 from stacks.stack_file import ensure_active
 
 POOL = "test-pool"
@@ -42,8 +42,7 @@ class Services:
         self.folder = folder
         (self.port,) = free_ports((14200,))
         self.url = f"http://127.0.0.1:{self.port}/api"
-        self._server: subprocess.Popen[bytes] | None = None
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._processes: dict[str, ExitStack] = {}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -60,36 +59,35 @@ class Services:
 
     def start_server(self) -> None:
         (self.folder / "prefect").mkdir(exist_ok=True)
-        self._server = self._start("server", "server", "start", "--port", str(self.port))
+        self._start("server", "server", "start", "--port", str(self.port))
         awaited(self._healthy, "the server")
 
     def stop_server(self) -> None:
-        assert self._server is not None
-        _kill_tree(self._server.pid)
+        self._kill("server")
 
     def start_worker(self) -> None:
-        self._worker = self._start("worker", "worker", "start", "--pool", POOL, "--type", "process")
+        self._start("worker", "worker", "start", "--pool", POOL, "--type", "process")
 
     def kill_worker(self) -> None:
         """End the worker and all that it started, by SIGKILL."""
-        if self._worker is not None:
-            _kill_tree(self._worker.pid)
+        self._kill("worker")
 
     def log(self, name: str) -> str:
         """What the server or the worker wrote."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def _start(self, name: str, *arguments: str) -> "subprocess.Popen[bytes]":
-        with (self.folder / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
-                [str(Path(sys.executable).with_name("prefect")), *arguments],
-                env=self.environment,
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
+    def _start(self, name: str, *arguments: str) -> None:
+        command = [str(Path(sys.executable).with_name("prefect")), *arguments]
+        with (self.folder / f"{name}.log").open("ab") as log, ExitStack() as stack:
+            holder = stack.enter_context(
+                tethered(command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, grace=1)
             )
+            stack.callback(_kill_descendants, holder.pid)
+            self._processes[name] = stack.pop_all()
+
+    def _kill(self, name: str) -> None:
+        if stack := self._processes.pop(name, None):
+            stack.close()
 
     def _healthy(self) -> bool:
         try:
@@ -99,18 +97,13 @@ class Services:
         return True
 
 
-def _kill_tree(process: int) -> None:
-    try:
-        top = psutil.Process(process)
-        everyone = [*top.children(recursive=True), top]
-    except psutil.NoSuchProcess:
-        return
-    for each in everyone:
-        try:
-            each.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(everyone, timeout=30)
+def _kill_descendants(process: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        everyone = psutil.Process(process).children(recursive=True)
+        for each in everyone:
+            with suppress(psutil.NoSuchProcess):
+                each.send_signal(signal.SIGKILL)
+        psutil.wait_procs(everyone, timeout=30)
 
 
 @contextmanager

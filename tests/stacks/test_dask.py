@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 import pytest
@@ -33,6 +34,7 @@ from stacks.orchestrator.dask_step import BATCHES, LARGEST_BATCH, Line, _pass_on
 from stacks.orchestrator.failure import StepFailed
 from stacks.orchestrator.flow_run import prefect_api
 from stacks.orchestrator.place import PlaceError
+from stacks.orchestrator.pool import Wanted
 from stacks.stack_file import ensure_active
 from tests.stacks.dask_cluster import Cluster, free_port, running, until
 from tests.stacks.pipelines import find, flow_run_of, last_run, leave, sent, statuses, stored, task_runs
@@ -390,6 +392,22 @@ def test_what_no_worker_has_is_refused_before_anything_starts(notes: Path) -> No
         demanding()
     assert not (notes / "never").exists()
     ended_clearly("demanding")
+
+
+def test_a_worker_of_another_zenml_says_so(cluster: Cluster) -> None:
+    unknown = str(UUID(int=1))
+    job = {
+        "snapshot": unknown,
+        "step": "any",
+        "orchestrator_run_id": unknown,
+        "flow_run_url": "",
+        "zenml_run_id": unknown,
+    }
+    with dask_place.DaskPlace(Wanted([], [], None), {"any": {}}, cluster.address, 1) as place:
+        messages = [*place.start(job).messages()]
+    (failed,) = [message for message in messages if message["kind"] == "failed"]
+    assert failed["name"] == "PlaceError" and "ZENML_STORE_URL" in failed["message"]
+    assert failed["before"]["name"] == "KeyError"
 
 
 @step

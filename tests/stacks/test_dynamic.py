@@ -264,7 +264,7 @@ def test_an_isolated_step_that_fails_fails_the_run(how: str, said: str, trace: C
 @step(runtime=StepRuntime.ISOLATED)
 def sleeps() -> None:
     note("sleeps")
-    time.sleep(120)
+    time.sleep(400)
 
 
 @step(runtime=StepRuntime.ISOLATED)
@@ -284,7 +284,7 @@ def test_fail_fast_ends_the_other_isolated_steps(trace: Callable[[], list[list[s
     start = time.monotonic()
     with pytest.raises(Exception, match="fails_once_the_other_sleeps"):
         impatient()
-    assert time.monotonic() - start < 90
+    assert time.monotonic() - start < 300
     run = last_run("impatient")
     assert statuses(run) == {"sleeps": "stopped", "fails_once_the_other_sleeps": "failed"}
     assert run.status == ExecutionStatus.FAILED

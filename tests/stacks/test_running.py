@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from stacks.orchestrator.running import bury, marked, process_of
 
@@ -57,3 +60,11 @@ def test_two_that_look_bury_it_once(tmp_path: Path) -> None:
 def test_rubbish_is_thrown_away(tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_text('{"name":')
     assert list(bury(tmp_path)) == [] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("ended", "left"), [(lambda: True, 0), (lambda: False, 1), (lambda: 1 // 0 == 1, 1)])
+def test_a_run_whose_end_could_not_be_recorded_is_found(ended: Callable[[], bool], left: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="locked"), marked(tmp_path, "run-3", {"name": "y"}, ended):
+        raise ValueError("database is locked")
+    assert [facts["name"] for facts in bury(tmp_path)] == ["y"] * left
+    assert list(tmp_path.iterdir()) == []

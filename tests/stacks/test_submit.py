@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -278,6 +279,8 @@ def test_who_waits_may_be_killed(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # Where tests run in the background, SIGINT is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         awaited(lambda: "work:" in _noted(module), "the step")
         os.kill(watcher.pid, number)
@@ -297,17 +300,15 @@ def test_schedules_fire_and_follow(
     module: ModuleType, there: Services, proof: Callable[[str, object, str], None]
 ) -> None:
     soon = datetime.now(UTC) + timedelta(seconds=5)
-    schedule = Schedule(name="often", start_time=soon, interval_second=timedelta(seconds=5))
+    schedule = Schedule(name="often", start_time=soon, interval_second=timedelta(minutes=1))
     assert module.pooled.with_options(schedule=schedule)() is None
-    zenml_schedule = Client().get_schedule("often")
-    runs = awaited(
-        lambda: [
-            run for run in Client().list_pipeline_runs(schedule_id=zenml_schedule.id).items if run.status.is_successful
-        ],
-        "a run of the schedule",
-    )
-    flow_run = flow_run_of(runs[0])
-    assert flow_run.auto_scheduled and str(runs[0].id) in flow_run.tags
+    of_schedule = {"schedule_id": Client().get_schedule("often").id}
+    (run, *_) = awaited(lambda: Client().list_pipeline_runs(**of_schedule).items, "a run of the schedule")
+    Client().update_schedule("often", active=False)
+    flow_run = _ended(run)
+    assert flow_run.state is not None and flow_run.state.is_completed(), flow_run.state
+    assert _again(run).status == ExecutionStatus.COMPLETED
+    assert flow_run.auto_scheduled and str(run.id) in flow_run.tags
     with get_client(sync_client=True) as client:
 
         def planned() -> int:
@@ -316,7 +317,6 @@ def test_schedules_fire_and_follow(
             assert [each.slug for each in schedules] == ["zenml"]
             return int(schedules[0].active)
 
-        Client().update_schedule("often", active=False)
         assert planned() == 0 and not Client().get_schedule("often").active
         Client().update_schedule("often", active=True)
         assert planned() == 1
