@@ -16,6 +16,7 @@ from models.config import ModelConfig
 from models.errors import DataError, shown
 from steps.frames import FRAME_MATERIALIZER, read_frame, write_frame
 from steps.hashes import content_hashes
+from steps.read import anew
 
 INDEX = "partitions.json"
 LANES = 4
@@ -87,7 +88,7 @@ class Partitions:
         from pyarrow import ArrowException
 
         try:
-            with fsspec.open(f"{self.uri}/{part.name}", "rb") as file:
+            with fsspec.open(f"{self.uri}/{part.name}", "rb", **anew(self.uri)) as file:
                 frame = read_frame(file, columns)
         except (OSError, ArrowException, ValueError) as error:
             raise DataError(
@@ -114,7 +115,7 @@ def write_part(uri: str, number: int, frame: pd.DataFrame, target: str | None) -
     import fsspec
 
     name = f"part-{number:05d}.parquet"
-    with fsspec.open(f"{uri}/{name}", "wb", auto_mkdir=True) as file:
+    with fsspec.open(f"{uri}/{name}", "wb", **(anew(uri) or {"auto_mkdir": True})) as file:
         write_frame(frame, file)
     classes = {} if target is None else {str(k): int(n) for k, n in frame[target].value_counts().items()}
     return Part(name, len(frame), row_sums(frame, frame.columns), classes)
@@ -124,7 +125,7 @@ def remove_parts(uri: str) -> None:
     """Remove the partitions of a step that failed; what is not there is no fault."""
     import fsspec
 
-    files, root = fsspec.core.url_to_fs(uri)
+    files, root = fsspec.core.url_to_fs(uri, **anew(uri))
     for path in files.glob(f"{root}/part-*.parquet"):
         files.rm(path)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.config import FileSource
 from models.errors import DataError, shown
-from steps.read import Chunk, data_dir, missing_texts, names_text, not_there, require_columns, unreadable
+from steps.read import Chunk, anew, data_dir, missing_texts, names_text, not_there, require_columns, unreadable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,7 +73,9 @@ def is_partitioned(source: FileSource) -> bool:
     if "://" in source.path:
         import fsspec
 
-        return not Path(source.path).suffix and bool(fsspec.core.url_to_fs(source.path)[0].isdir(source.path))
+        return not Path(source.path).suffix and bool(
+            fsspec.core.url_to_fs(source.path, **anew(source.path))[0].isdir(source.path)
+        )
     return (data_dir() / Path(source.path).expanduser()).is_dir()
 
 
@@ -88,7 +90,7 @@ def parquet_files(source: FileSource, others: Sequence[str] = ()) -> list[str]:
     remote = "://" in source.path
     place = source.path if remote else str(data_dir() / Path(source.path).expanduser())
     try:
-        files, root = fsspec.core.url_to_fs(place, **({"skip_instance_cache": True} if remote else {}))
+        files, root = fsspec.core.url_to_fs(place, **anew(place))
         if _WILD & set(root):
             found = files.glob(root)
         else:
@@ -151,7 +153,7 @@ def read_piece(source: FileSource, piece: Piece, needed: Sequence[str]) -> Chunk
     from pyarrow import ArrowException, parquet
 
     try:
-        with fsspec.open(piece.address, "rb") as file:
+        with fsspec.open(piece.address, "rb", **anew(piece.address)) as file:
             table = parquet.ParquetFile(file).read_row_groups(list(piece.groups), columns=list(needed))
         frame = table.to_pandas(integer_object_nulls=True).reset_index()[list(needed)]
     except MemoryError:
@@ -181,7 +183,7 @@ def _footer(source: FileSource, address: str) -> _Footer:
     from pyarrow import ArrowException, parquet
 
     try:
-        with fsspec.open(address, "rb") as file:
+        with fsspec.open(address, "rb", **anew(address)) as file:
             opened = parquet.ParquetFile(file)
             metadata = opened.metadata
             groups = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
@@ -229,7 +231,7 @@ def _sum(address: str) -> str:
 
     digest = hashlib.sha256()
     try:
-        with fsspec.open(address, "rb") as file:
+        with fsspec.open(address, "rb", **anew(address)) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
     except OSError as error:

@@ -115,13 +115,17 @@ def read_bytes(source: FileSource, others: Sequence[str] = ()) -> bytes:
 
 
 def _fetched(address: str) -> bytes:
-    """The bytes behind an fsspec URL, by a file system that remembers no earlier listing or credentials."""
+    """The bytes behind an fsspec URL."""
     import fsspec
 
-    fresh = {} if "::" in address else {"skip_instance_cache": True}
-    with fsspec.open(address, "rb", **fresh) as file:
+    with fsspec.open(address, "rb", **anew(address)) as file:
         content: bytes = file.read()
     return content
+
+
+def anew(address: str) -> dict[str, bool]:
+    """What makes fsspec open an address by a file system that remembers no earlier listing or credentials."""
+    return {} if "::" in address or "://" not in address else {"skip_instance_cache": True}
 
 
 def unreadable(source: FileSource, place: str, error: Exception, others: Sequence[str]) -> str:

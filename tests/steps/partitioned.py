@@ -14,7 +14,7 @@ from steps.partitions import in_turn
 from tests.steps.tables import make_config, make_table
 
 
-def parquet_config(folder: Path, compute: str = "dask", **changes: Any) -> ModelConfig:
+def parquet_config(folder: Path | str, compute: str = "dask", **changes: Any) -> ModelConfig:
     """The model of `make_config` on a folder of Parquet files."""
     source = {"name": "folder", "kind": "parquet", "path": str(folder)}
     return make_config(**{"sources": [source], "compute": compute, "search_rows": 1_000, **changes})
@@ -38,7 +38,7 @@ def write_partitions(folder: Path, table: pd.DataFrame, count: int) -> Path:
     return folder
 
 
-def ingested(config: ModelConfig, place: Path) -> IngestedParts:
+def ingested(config: ModelConfig, place: Path | str) -> IngestedParts:
     """What ingest makes of a model's first source, in this process."""
     source = config.source()
     assert isinstance(source, FileSource)

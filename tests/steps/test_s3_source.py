@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 
 from models.errors import LIMIT, DataError
+from steps import split_parts
 from steps.ingest import ingest_frame, source_digest
+from steps.partitions import in_turn, remove_parts
+from tests.steps.partitioned import ingested, parquet_config, raw_table, write_partitions
 from tests.steps.tables import make_config, make_table, write
 
 SECRET = "hunter2-secret-key"
@@ -102,3 +105,22 @@ def test_other_ways_to_write_a_path_are_read(tmp_path: Path, monkeypatch: pytest
     assert pd.read_csv(tmp_path / "data.csv.gz").shape == (200, 6)
     with pytest.raises(DataError, match="a gzip file"):
         ingest_frame(make_config("data.csv.gz"))
+
+
+def test_partitions_are_read_from_s3_and_written_to_it(bucket: str, tmp_path: Path) -> None:
+    import boto3
+
+    here = write_partitions(tmp_path / "rows", raw_table(90), 2)
+    client = boto3.client("s3")
+    for path in here.iterdir():
+        client.put_object(Bucket=bucket, Key=f"parts/{path.name}", Body=path.read_bytes())
+    local = ingested(parquet_config(here), tmp_path / "raw")
+    config = parquet_config(f"s3://{bucket}/parts/")
+    remote = ingested(config, f"s3://{bucket}/raw")
+    assert (remote.digest, len(remote.frame)) == (local.digest, 90)
+    pd.testing.assert_frame_equal(remote.frame.read(remote.frame.parts[1]), local.frame.read(local.frame.parts[1]))
+    train, test = split_parts.part(in_turn, config, remote.frame, f"s3://{bucket}/train", f"s3://{bucket}/test")
+    assert len(train) + len(test) == 90
+    remove_parts(f"s3://{bucket}/raw")
+    kept = [found["Key"] for found in client.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert not [key for key in kept if key.startswith("raw/")] and [key for key in kept if key.startswith("train/")]
