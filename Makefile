@@ -6,11 +6,8 @@ VENV := .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 SMALL := -n 2 --dist loadfile --no-loadscope-reorder -m "not prove and not bench"
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help install run up deployments test coverage prove check format bench bench-serve bench-judge bench-batch bench-drift bench-stream bench-dask lock clean
-=======
-.PHONY: help install run up rehearse deployments test coverage prove check format bench bench-serve bench-judge bench-batch bench-drift bench-stream lock clean
->>>>>>> d806a3c58b49a6a498567e140c63715b9b5ad139
+.PHONY: help install run up rehearse deployments test coverage prove check format bench bench-serve bench-judge bench-batch \
+	bench-drift bench-stream bench-dask lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
