@@ -22,6 +22,11 @@ def test_no_file_names_a_package_index_or_a_home_of_someones_machine(tracked: li
     assert found == []
 
 
+def test_no_file_was_merged_by_halves(tracked: list[Path]) -> None:
+    mark = re.compile(r"^(<{7}|>{7}) ", re.M)
+    assert [path.name for path in tracked if mark.search(path.read_text(encoding="utf-8", errors="ignore"))] == []
+
+
 def test_no_binary_state_and_nothing_large(tracked: list[Path]) -> None:
     state = (".pkl", ".pickle", ".joblib", ".db", ".sqlite", ".skops", ".ubj", ".csv", ".parquet")
     assert [path.name for path in tracked if path.suffix in state] == []
