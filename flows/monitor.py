@@ -11,6 +11,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 from zenml.utils import source_utils
 
+from flows.cancelled import end_cancelled
 from flows.console import use_logging
 from flows.pipelines import monitor_pipeline
 from flows.release import Run, finished, output
@@ -28,7 +29,7 @@ from steps.watch import require_champion, watch_of
 LOG = logging.getLogger(__name__)
 
 
-@flow(name="monitor", flow_run_name="monitor-{model}", validate_parameters=False)
+@flow(name="monitor", flow_run_name="monitor-{model}", validate_parameters=False, on_cancellation=[end_cancelled])
 def monitor(
     model: str, checks: list[str] | str | None = None, window: str | None = None, at: str | None = None
 ) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from zenml.client import Client
 from zenml.utils import source_utils
 from zenml.utils.pagination_utils import depaginate
 
+from flows.cancelled import end_cancelled
 from flows.pipelines import release_pipeline
 from models.errors import ConfigError, WorkError
 from stacks import registry
@@ -48,7 +49,12 @@ class Judgement:
     package: Any
 
 
-@flow(name="release", flow_run_name="release-{model}-{version}", validate_parameters=False)
+@flow(
+    name="release",
+    flow_run_name="release-{model}-{version}",
+    validate_parameters=False,
+    on_cancellation=[end_cancelled],
+)
 def release(model: str, version: int, why: str, overrides: list[str] | None = None) -> dict[str, Any]:
     """Promote a version by hand: judged by the code that judges every challenger, then deployed.
 

@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 from zenml.utils import source_utils
 
 from flows.approval import conclude, question_of, suspended, suspends
+from flows.cancelled import end_cancelled
 from flows.console import use_logging
 from flows.pipelines import train_pipeline
 from flows.record import recorded
@@ -53,7 +54,7 @@ def step_parts(config: ModelConfig) -> dict[str, str]:
     return {**dict.fromkeys(("train", "evaluate"), whole), **parts}
 
 
-@flow(name="train", flow_run_name="train-{model}", validate_parameters=False)
+@flow(name="train", flow_run_name="train-{model}", validate_parameters=False, on_cancellation=[end_cancelled])
 def train(
     model: str, source: str | None = None, overrides: list[str] | None = None, why: str = "", actor: str | None = None
 ) -> dict[str, Any]:
