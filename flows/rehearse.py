@@ -66,6 +66,7 @@ class Rehearsal:
     local: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     before: dict[str, Any] = field(default_factory=dict)
+    worker: Service | None = None
 
     def environment(self, home: str = "home") -> dict[str, str]:
         """Variables of a machine: the clone's homes in a folder of its own, and the team's environment file."""
@@ -232,7 +233,7 @@ def run_on_worker(it: Rehearsal) -> str:
     stack = json.loads(it.tool("zenml", "stack", "list", "--name", "cloud", "--output", "json"))["items"][0]["id"]
     variables = it.environment("worker") | tools | {"ZENML_ACTIVE_STACK_ID": stack}
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", it.cloud.worker_type]
-    worker = Service("worker", command, 0, home, variables)
+    it.worker = worker = Service("worker", command, 0, home, variables)
     it.running.callback(worker.stop)
     worker.start(lambda: pool_status(it) == "READY")
     parameters = {"model": MODEL, "overrides": list(SETTINGS)}
@@ -318,7 +319,10 @@ def await_run(it: Rehearsal, flow: str, scheduled: bool) -> dict[str, Any]:
             if run["state_type"] == "COMPLETED":
                 return dict(run)
             if run["state_type"] in ("FAILED", "CRASHED", "CANCELLED"):
-                raise WorkError(f"the flow run {run['name']} is {bounded(masked(state), 900)}")
+                said = it.worker.log_end() if it.worker else "nothing"
+                raise WorkError(
+                    f"the flow run {run['name']} is {bounded(masked(state), 600)}; its worker said: {masked(said)}"
+                )
         time.sleep(0.5)
     raise WorkError(f"no flow run of {flow} completed in {PATIENCE:.0f} s: {bounded(state, 300)}")
 
