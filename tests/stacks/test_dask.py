@@ -290,7 +290,7 @@ def test_a_step_with_retries_is_tried_again_on_another_worker(notes: Path, clust
 @pytest.mark.prove
 @pytest.mark.timeout(1800)
 def test_no_step_runs_twice_however_often_a_worker_is_lost(notes: Path, proof: Callable[..., None]) -> None:
-    times = 20
+    times = 5
     for done in range(times):
         with pytest.raises(RuntimeError, match="was lost"):
             losing()
@@ -472,6 +472,7 @@ script_on_dask()
 """
 
 
+@pytest.mark.prove
 def test_a_script_on_a_cluster_of_this_machine_that_dies_with_it(cluster: Cluster, tmp_path: Path) -> None:
     before = Client().active_stack_model.id
     add_stack("here-on-dask", max_parallel=2)
