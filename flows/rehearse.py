@@ -232,7 +232,8 @@ def run_on_worker(it: Rehearsal) -> str:
     home.mkdir()
     stack = json.loads(it.tool("zenml", "stack", "list", "--name", "cloud", "--output", "json"))["items"][0]["id"]
     variables = it.environment("worker") | tools | {"ZENML_ACTIVE_STACK_ID": stack}
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", it.cloud.worker_type]
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--limit", "1"]
+    command += ["--type", it.cloud.worker_type]
     it.worker = worker = Service("worker", command, 0, home, variables)
     it.running.callback(worker.stop)
     worker.start(lambda: pool_status(it) == "READY")
@@ -247,7 +248,7 @@ def run_on_worker(it: Rehearsal) -> str:
 def schedule(it: Rehearsal) -> str:
     """A schedule that fires: a monitoring run that nobody asked for by hand."""
     tools = it.cloud.prefect_environment
-    it.tool("prefect", "deployment", "schedule", "create", f"monitor/{MODEL}", "--interval", "15", **tools)
+    it.tool("prefect", "deployment", "schedule", "create", f"monitor/{MODEL}", "--interval", "30", **tools)
     try:
         run = await_run(it, "monitor", scheduled=True)
     finally:
