@@ -227,8 +227,10 @@ def active_environment() -> dict[str, str]:
     use_home()
     from zenml.client import Client
 
-    client = Client()
-    stack = client.active_stack_model
+    # Another process may be making the store that this one found.
+    with _first_use_lock():
+        client = Client()
+        stack = client.active_stack_model
     values: dict[str, str] = {key: str(value) for key, value in (stack.environment or {}).items()}
     for secret_id in stack.secrets or []:
         values |= client.get_secret(secret_id).secret_values

@@ -66,7 +66,10 @@ class Cluster:
         found.send_signal(signal.SIGKILL)
 
     def _is_scheduler(self, process: psutil.Process) -> bool:
-        words = process.cmdline()
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            return False  # one that has just ended
         return words[1:4] == ["-m", "dask", "scheduler"] and str(self._port) in words
 
     def state(self) -> Mapping[str, object]:

@@ -78,7 +78,8 @@ def test_a_bento_holds_the_service_the_release_and_nothing_else(bento: Path, win
     stacks = {name.removeprefix("stacks/") for name in files if name.startswith("stacks/")}
     stacks = {name for name in stacks if not name.startswith("migrations/")}
     data = {"alerts.py", "audit.py", "findings.py", "keys.py", "ledger.py", "lifecycle.py"}
-    assert stacks == {"__init__.py", "home.py", "logs.py"} | data
+    carried = {"served.py", "cloud.yaml", "local.yaml"}
+    assert stacks == {"__init__.py", "home.py", "logs.py"} | data | carried
     assert {name for name in files if name.startswith("models/")} == {
         "models/__init__.py",
         "models/config.py",

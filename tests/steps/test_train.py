@@ -5,7 +5,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from models.errors import ConfigError, DataError, WorkError
 from stacks import registry
 from steps import train as train_module
 from steps.families import build_pipeline
+from steps.partitions import Partitions
 from steps.train import cv_metrics, draft_directory, fit, fit_family, train_release
 from steps.tune import TuningResult, search, tune_model
 from tests.steps.learning import configured, noise, quick, rows_of, searching, toy
@@ -103,8 +104,13 @@ def test_training_never_receives_test_rows() -> None:
     """Neither step has a parameter that could carry them: a leak would need another signature."""
     from steps.tune import tune
 
+    rows = {pd.DataFrame, Partitions}
     frames = {
-        name: [p.name for p in inspect.signature(step.entrypoint).parameters.values() if p.annotation is pd.DataFrame]
+        name: [
+            p.name
+            for p in inspect.signature(step.entrypoint).parameters.values()
+            if rows & {p.annotation, *get_args(p.annotation)}
+        ]
         for name, step in (("tune", tune), ("train", train_module.train))
     }
     assert frames == {"tune": ["train"], "train": ["train"]}
