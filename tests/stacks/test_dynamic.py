@@ -283,7 +283,7 @@ def impatient() -> None:
 def test_fail_fast_ends_the_other_isolated_steps(trace: Callable[[], list[list[str]]]) -> None:
     start = time.monotonic()
     # ZenML raises what it sees first: the step's own error, or its word that the step failed.
-    with pytest.raises(Exception, match="enough|fails_once_the_other_sleeps"):
+    with pytest.raises(Exception, match=r"enough|fails_once_the_other_sleeps"):
         impatient()
     assert time.monotonic() - start < 300
     run = last_run("impatient")
