@@ -28,7 +28,7 @@ def test_the_cloud_stack_is_rehearsed(proof: Callable[[str, object, str], None])
     assert (state.stat().st_mtime_ns if state.exists() else None) == before
     seen = dict(zip(told, done.stdout.splitlines(), strict=True))
     proof(
-        "Issue 7: the cloud stack rehearsed on the loopback, real back ends with sign-in",
+        "the cloud stack rehearsed on the loopback, real back ends with sign-in",
         len(STEPS),
         seen["cloud run"][2:],
     )
