@@ -148,7 +148,7 @@ def test_the_record_holds_the_trace_and_of_the_entity_a_hash(service: Service, w
     assert (record.trace, record.entity) == (TRACE, keyed("patient-4711"))
     files = [*disk.glob("gauntlet.db*"), service.said, service.said.with_name("access.log")]
     assert files_holding(TRACE, *files), "they are the files where it would be"
-    assert files_holding("4711", *files) == []
+    assert files_holding("patient-4711", *files) == []
 
 
 def test_the_metrics_of_both_workers_add_up(service: Service, wine: Release) -> None:
