@@ -116,7 +116,6 @@ def main(workers: int) -> None:
 
     dask.config.set(
         {
-            "distributed.scheduler.allowed-failures": 0,
             # Steps have the caller's environment, and as many threads as they would have there.
             "distributed.nanny.pre-spawn-environ": {},
             # What Dask watches itself by takes a tenth of a core.

@@ -64,7 +64,13 @@ def place_for(
 
 
 def most_at_once(config: PrefectOrchestratorConfig, steps: int) -> int:
-    """How many steps of a run may be with their place at once: all, where a Dask scheduler decides and none is said."""
+    """How many steps of a run may be with their place at once: all, where a Dask scheduler decides and none is said.
+
+    The workers of a cluster of this machine execute one step each; a second one waits there, so that none idles while
+    the next step is recorded and sent.
+    """
+    if config.where == "dask" and not config.dask_scheduler:
+        return 2 * config.max_parallel
     if config.dask_scheduler and "max_parallel" not in config.model_fields_set:
         return max(steps, 1)
     return config.max_parallel
