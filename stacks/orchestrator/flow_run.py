@@ -40,7 +40,7 @@ from prefect.settings import (
 from prefect.states import Cancelled, Crashed, Pending, Running
 from prefect.utilities.engine import emit_task_run_state_change_event
 
-from stacks.orchestrator.server import ensure_server, public_url
+from stacks.orchestrator.server import ensure_server, lasting_address, public_url
 
 
 @dataclass(frozen=True)
@@ -238,6 +238,11 @@ def current_flow_run_id() -> UUID | None:
 def flow_run_url(flow_run_id: UUID) -> str:
     """Where a person looks at the flow run; call it inside `prefect_api`."""
     return f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run_id}"
+
+
+def prefect_address() -> str:
+    """What later processes recognise the Prefect by that has the run's record; call it inside `prefect_api`."""
+    return lasting_address(PREFECT_HOME.value(), PREFECT_API_URL.value())
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from stacks.orchestrator.flow_run import (
     flow_run_url,
     in_flow_run,
     mark_crashed,
+    prefect_address,
     prefect_api,
     prefect_client,
     read_states,
@@ -43,6 +44,7 @@ from stacks.orchestrator.interrupt import remembered_interrupt
 from stacks.orchestrator.outcome import end_run, fail_run, silent_since, status_of
 from stacks.orchestrator.running import bury, marked
 from stacks.orchestrator.schedules import delete_schedule, submit_schedule, update_schedule
+from stacks.orchestrator.server import without_credentials
 from stacks.orchestrator.stop import Watch, current_watch, stop, watched, whereabouts
 from stacks.orchestrator.submit import cancel, read_flow_run, submit_run
 
@@ -484,7 +486,7 @@ def _claimed(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse | N
             yield
             return
         Client().zen_store.update_run(run.id, PipelineRunUpdate(orchestrator_run_id=run_id))
-        facts = {"zenml_run_id": str(run.id), "flow_run_id": str(flow_run_id)}
+        facts = {"zenml_run_id": str(run.id), "flow_run_id": str(flow_run_id), **_records()}
         with marked(_running_folder(), str(run.id), facts, lambda: _finished(run.id)):
             yield
 
@@ -520,18 +522,36 @@ def _running_folder() -> Path:
     return Path(GlobalConfiguration().config_directory) / "prefect_orchestrator"
 
 
+def _records() -> dict[str, str]:
+    """Where a run that is executed here has its records."""
+    store = GlobalConfiguration().store_configuration.url
+    return {"prefect": prefect_address(), "zenml": without_credentials(store)}
+
+
 def _bury_dead_runs() -> None:
     """Set the records right of runs whose process was killed: neither ZenML nor Prefect would ever notice."""
+    bury(_running_folder(), _settled)
+
+
+def _settled(facts: Mapping[str, Any]) -> bool:
+    """Give a run whose process was killed its end in both records, if these are this process's; whether they have it."""
+    if any(facts.get(name, where) != where for name, where in _records().items()):
+        return False
     reason = "The process that executed the run ended without a word."
-    for facts in bury(_running_folder()):
+    marks = {
+        f"Prefect of flow run {facts['flow_run_id']}": lambda: mark_crashed(UUID(facts["flow_run_id"]), reason),
+        f"ZenML of run {facts['zenml_run_id']}": lambda: fail_run(UUID(facts["zenml_run_id"]), reason),
+    }
+    settled = True
+    for record, mark in marks.items():
         try:
-            mark_crashed(UUID(facts["flow_run_id"]), reason)
+            mark()
+        except LookupError:
+            logger.debug("Nobody can tell %s, which ended with its process: it was deleted there.", record)
         except Exception as error:
-            logger.warning("Flow run %s ended with its process; Prefect was not told: %s", facts["flow_run_id"], error)
-        try:
-            fail_run(UUID(facts["zenml_run_id"]), reason)
-        except Exception as error:
-            logger.warning("Run %s ended with its process; ZenML was not told: %s", facts["zenml_run_id"], error)
+            logger.warning("%s, which ended with its process, was not told: %s", record, error)
+            settled = False
+    return settled
 
 
 def _mark_if_silent(flow_run_id: UUID) -> None:

@@ -7,21 +7,26 @@ from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
+import httpx
 import pytest
 from prefect.client.schemas.objects import StateType, WorkPool
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
+from prefect.exceptions import ObjectNotFound
 from prefect.server.schemas.schedules import RRuleSchedule as ServerRule
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelled, Late, Paused, Retrying, State, Suspended
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 from zenml.config.resource_settings import ResourceSettings
 from zenml.enums import ExecutionStatus
 from zenml.models import ScheduleResponse
+from zenml.orchestrators.exceptions import PipelineSubmissionError
 
 from stacks.orchestrator.flavor import PrefectOrchestratorConfig
 from stacks.orchestrator.outcome import status_of
 from stacks.orchestrator.schedules import prefect_schedule
-from stacks.orchestrator.work_pool import Refused, job_variables
+from stacks.orchestrator.submit import submission
+from stacks.orchestrator.work_pool import Refused, find_pool, job_variables
 
 LARGEST = [
     ResourceSettings(cpu_count=0.5, memory="2GiB"),
@@ -62,6 +67,30 @@ def test_docker_jobs_have_a_limit_of_memory_in_dockers_units() -> None:
     template = {"variables": {"properties": {"mem_limit": {"type": "string"}, "gpu_count": {"type": "integer"}}}}
     variables = job_variables(pool("docker", template), [*LARGEST[:1], ResourceSettings(gpu_count=2)], {}, "/usr")
     assert variables == {"mem_limit": "2048m", "gpu_count": 2}
+
+
+def test_a_refusal_names_the_server_without_its_password() -> None:
+    class Empty:
+        api_url = "https://me:hunter2@prefect.example/api/"
+
+        def read_work_pool(self, _: str) -> WorkPool:
+            raise ObjectNotFound(Exception())
+
+        def read_work_pools(self, limit: int) -> list[WorkPool]:
+            return []
+
+    with pytest.raises(Refused, match="^Prefect at https://prefect.example/api has no work pool 'there'"):
+        find_pool(cast(Any, Empty()), "there", None)
+
+
+def test_a_server_that_goes_away_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stacks.orchestrator.submit.require_answer", lambda _: None)
+    with (
+        temporary_settings({PREFECT_API_URL: "https://me:hunter2@prefect.example/api"}),
+        pytest.raises(PipelineSubmissionError, match="Prefect at https://prefect.example/api does not answer"),
+        submission(None),
+    ):
+        raise httpx.ConnectError("refused")
 
 
 def test_an_unknown_variable_is_refused_with_those_that_exist() -> None:
