@@ -332,8 +332,13 @@ def mlflow_server(database: str, people: str, store: S3, user: MlflowUser, bucke
 
 
 @contextmanager
-def dask_cluster(workers: int = 2) -> Iterator[str]:
-    """A Dask scheduler with worker processes of one thread each; yields its address."""
+def dask_cluster(environment: Mapping[str, str], workers: int = 2) -> Iterator[str]:
+    """A Dask scheduler with worker processes of one thread each; yields its address.
+
+    Args:
+        environment: Variables of the workers: what steps need there, such as `GAUNTLET_SECRET` and keys of S3.
+        workers: How many.
+    """
     with own_folder() as folder, ExitStack() as running:
         port = free_port()
         address = f"tcp://{HOST}:{port}"
@@ -345,8 +350,8 @@ def dask_cluster(workers: int = 2) -> Iterator[str]:
             inbox = free_port()
             command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--host", HOST]
             options = ["--worker-port", str(inbox), "--name", f"worker-{number}", "--no-dashboard", "--no-nanny"]
-            code = {"PYTHONPATH": str(clone_dir())}
-            worker = Service(f"dask-worker-{number}", [*command, *options], inbox, folder, code)
+            variables = {"PYTHONPATH": str(clone_dir()), "GAUNTLET_HOME": str(folder), **environment}
+            worker = Service(f"dask-worker-{number}", [*command, *options], inbox, folder, variables)
             running.enter_context(_stopping(worker))
             worker.start()
         yield address

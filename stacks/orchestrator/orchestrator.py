@@ -41,7 +41,7 @@ from stacks.orchestrator.flow_run import (
     read_states,
 )
 from stacks.orchestrator.interrupt import remembered_interrupt
-from stacks.orchestrator.outcome import end_run, fail_run, silent_since, status_of
+from stacks.orchestrator.outcome import end_run, fail_run, heartbeat_seconds, silent_since, status_of
 from stacks.orchestrator.running import bury, marked
 from stacks.orchestrator.schedules import delete_schedule, submit_schedule, update_schedule
 from stacks.orchestrator.server import without_credentials
@@ -229,9 +229,10 @@ class PrefectOrchestrator(BaseOrchestrator):
         """
         if not run.orchestrator_run_id:
             raise RuntimeError(f"run '{run.name}' has no orchestrator run id: it was not submitted")
+        every = heartbeat_seconds()
         with prefect_api():
             _bury_dead_runs()
-            _mark_if_silent(_flow_run_id(run.orchestrator_run_id))
+            _mark_if_silent(_flow_run_id(run.orchestrator_run_id), every)
             try:
                 state, tasks = read_states(_flow_run_id(run.orchestrator_run_id))
             except LookupError as error:
@@ -287,7 +288,12 @@ class PrefectOrchestrator(BaseOrchestrator):
 
     def update_schedule(self, schedule: "ScheduleResponse", update: "ScheduleUpdate") -> None:
         """Change a schedule's cron expression, or whether it is active, in Prefect."""
-        update_schedule(schedule, update)
+
+        def timezone_of(snapshot_id: UUID) -> str:
+            settings = self.get_settings(Client().get_snapshot(snapshot_id))
+            return cast(PrefectOrchestratorSettings, settings).timezone
+
+        update_schedule(schedule, update, timezone_of)
 
     def delete_schedule(self, schedule: "ScheduleResponse") -> None:
         """Delete a schedule, and the runs that it has planned, in Prefect."""
@@ -534,11 +540,11 @@ def _bury_dead_runs() -> None:
 
 
 def _settled(facts: Mapping[str, Any]) -> bool:
-    """Give a run whose process was killed its end in both records, if these are this process's; whether they have it."""
+    """Give a killed process's run its end in both records, if these are this process's; whether they have it."""
     if any(facts.get(name, where) != where for name, where in _records().items()):
         return False
     reason = "The process that executed the run ended without a word."
-    marks = {
+    marks: dict[str, Callable[[], None]] = {
         f"Prefect of flow run {facts['flow_run_id']}": lambda: mark_crashed(UUID(facts["flow_run_id"]), reason),
         f"ZenML of run {facts['zenml_run_id']}": lambda: fail_run(UUID(facts["zenml_run_id"]), reason),
     }
@@ -554,10 +560,10 @@ def _settled(facts: Mapping[str, Any]) -> bool:
     return settled
 
 
-def _mark_if_silent(flow_run_id: UUID) -> None:
+def _mark_if_silent(flow_run_id: UUID, every: float) -> None:
     """Set Prefect's record right of a flow run whose worker was lost with it: its heartbeats are missing."""
     with prefect_client() as client:
-        if (last := silent_since(client, read_flow_run(flow_run_id))) is not None:
+        if (last := silent_since(client, read_flow_run(flow_run_id), every)) is not None:
             mark_crashed(flow_run_id, f"Its process gave no sign since {last:%Y-%m-%d %H:%M:%S} UTC.")
 
 

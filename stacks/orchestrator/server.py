@@ -274,7 +274,7 @@ def _started_by_user(home: Path) -> str | None:
     try:
         # No proxy: this is the loopback.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{_user_server()}/api/admin/settings", timeout=1) as answer:
+        with opener.open(f"{_user_server()}/api/admin/settings", timeout=5) as answer:
             served = json.load(answer)["home"]
         return f"{_user_server()}/api" if Path(served).resolve() == home.resolve() else None
     except (OSError, ValueError, KeyError, TypeError):
