@@ -34,6 +34,12 @@ BINARIES: Mapping[str, Sequence[str]] = {
     "mariadb-server": ("mariadb-install-db", "mariadbd"),
     "redis-server": ("redis-server",),
 }
+ON_REDIS: Mapping[str, str] = {
+    "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
+    "PREFECT_MESSAGING_CACHE": "prefect_redis.messaging",
+    "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
+}
 ALLOW_ALL = '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}'
 
 
@@ -261,14 +267,9 @@ def prefect_server(database: str, messages: str, auth: str) -> Iterator[Service]
     """
     with own_folder() as folder:
         port = free_port()
-        redis_modules = {
-            "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
-            "PREFECT_MESSAGING_CACHE": "prefect_redis.messaging",
-            "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
-            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
+        environment = {
+            **ON_REDIS,
             "PREFECT_REDIS_MESSAGING_URL": messages,
-        }
-        environment = redis_modules | {
             "PREFECT_HOME": str(folder),
             "PREFECT_UI_STATIC_DIRECTORY": str(folder / "ui"),
             "PREFECT_API_DATABASE_CONNECTION_URL": database,

@@ -153,7 +153,7 @@ def test_work_is_given_up_when_no_worker_is_left(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("steps.cluster.LOOK_SECONDS", 0.05)
     monkeypatch.setattr("steps.cluster.DESERTED_SECONDS", 0.2)
     options: dict[str, object] = {"n_workers": 0, "processes": False, "dashboard_address": None}
-    with LocalCluster(**options) as empty, Client(empty, set_as_default=False) as client:
+    with LocalCluster(**options) as empty, Client(empty, set_as_default=False) as client, client.as_current():
         alone = Cluster(client, "score", 0, "")
         with pytest.raises(WorkError, match=r"score: no Dask worker was left for 0\.2 seconds"):
             alone.each(abs, [-1, -2])
