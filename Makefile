@@ -43,7 +43,9 @@ format: install ## Format and fix what ruff can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 bench: install ## Measure: tables and JSON, ratios and medians in one run
-	@for each in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$each .py) || exit 1; done
+	@failed=; for each in benchmarks/[a-z]*.py; do name=$$(basename $$each .py); \
+		$(BIN)/python -m benchmarks.$$name || failed="$$failed $$name"; done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 bench-serve: install ## Measure the service against MLflow's and an echo (needs wrk; 10 minutes)
 	@$(BIN)/python -m benchmarks.serve

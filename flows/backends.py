@@ -34,6 +34,12 @@ BINARIES: Mapping[str, Sequence[str]] = {
     "mariadb-server": ("mariadb-install-db", "mariadbd"),
     "redis-server": ("redis-server",),
 }
+ON_REDIS: Mapping[str, str] = {
+    "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
+    "PREFECT_MESSAGING_CACHE": "prefect_redis.messaging",
+    "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
+}
 ALLOW_ALL = '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}'
 
 
@@ -261,14 +267,9 @@ def prefect_server(database: str, messages: str, auth: str) -> Iterator[Service]
     """
     with own_folder() as folder:
         port = free_port()
-        redis_modules = {
-            "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
-            "PREFECT_MESSAGING_CACHE": "prefect_redis.messaging",
-            "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
-            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
+        environment = {
+            **ON_REDIS,
             "PREFECT_REDIS_MESSAGING_URL": messages,
-        }
-        environment = redis_modules | {
             "PREFECT_HOME": str(folder),
             "PREFECT_UI_STATIC_DIRECTORY": str(folder / "ui"),
             "PREFECT_API_DATABASE_CONNECTION_URL": database,
@@ -332,8 +333,13 @@ def mlflow_server(database: str, people: str, store: S3, user: MlflowUser, bucke
 
 
 @contextmanager
-def dask_cluster(workers: int = 2) -> Iterator[str]:
-    """A Dask scheduler with worker processes of one thread each; yields its address."""
+def dask_cluster(environment: Mapping[str, str], workers: int = 2) -> Iterator[str]:
+    """A Dask scheduler with worker processes of one thread each; yields its address.
+
+    Args:
+        environment: Variables of the workers: what steps need there, such as `GAUNTLET_SECRET` and keys of S3.
+        workers: How many.
+    """
     with own_folder() as folder, ExitStack() as running:
         port = free_port()
         address = f"tcp://{HOST}:{port}"
@@ -345,8 +351,8 @@ def dask_cluster(workers: int = 2) -> Iterator[str]:
             inbox = free_port()
             command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--host", HOST]
             options = ["--worker-port", str(inbox), "--name", f"worker-{number}", "--no-dashboard", "--no-nanny"]
-            code = {"PYTHONPATH": str(clone_dir())}
-            worker = Service(f"dask-worker-{number}", [*command, *options], inbox, folder, code)
+            variables = {"PYTHONPATH": str(clone_dir()), "GAUNTLET_HOME": str(folder), **environment}
+            worker = Service(f"dask-worker-{number}", [*command, *options], inbox, folder, variables)
             running.enter_context(_stopping(worker))
             worker.start()
         yield address

@@ -47,9 +47,11 @@ def recorded(model: str, flow_run_id: str) -> Iterator[Callable[[str], None]]:
     Yields:
         What is told the verdict.
     """
+    from stacks.orchestrator.flow_run import prefect_address
+
     _bury_dead()
     verdicts: list[str] = []
-    facts = {"flow_run_id": flow_run_id, "model": model, "at": _now()}
+    facts = {"flow_run_id": flow_run_id, "model": model, "at": _now(), "prefect": prefect_address()}
     with marked(_running_folder(), flow_run_id, facts):
         try:
             yield verdicts.append
@@ -65,11 +67,9 @@ def recorded(model: str, flow_run_id: str) -> Iterator[Callable[[str], None]]:
 def last_runs() -> dict[str, LastRun]:
     """The last run of each model in this home."""
     found: dict[str, LastRun] = {}
-    for path in _folder().glob("*.json"):
-        if run := _read(path):
-            found[run.model] = run
-    for path in _running_folder().glob("*.json"):
-        if run := _read(path):
+    for path in (*_folder().glob("*.json"), *_running_folder().glob("*.json")):
+        run = _read(path)
+        if run and (run.outcome == "running" or run.model not in found or found[run.model].at <= run.at):
             found[run.model] = run
     return found
 
@@ -95,16 +95,27 @@ def _write(run: LastRun) -> None:
 
 def _bury_dead() -> None:
     """Tell Prefect of flow runs whose process was killed between or inside their pipelines: it would never notice."""
-    from stacks.orchestrator.flow_run import mark_crashed, prefect_api
+    from stacks.orchestrator.flow_run import mark_crashed, prefect_address, prefect_api
 
     reason = "The process that executed the run ended without a word."
-    for facts in bury(_running_folder()):
-        _write(LastRun(facts["model"], facts["at"], "crashed", reason, facts["flow_run_id"]))
+
+    def settled(facts: dict[str, Any]) -> bool:
+        before = _read(_folder() / f"{facts['model']}.json")
+        if before is None or before.at <= facts["at"]:
+            _write(LastRun(facts["model"], facts["at"], "crashed", reason, facts["flow_run_id"]))
         try:
             with prefect_api():
+                if facts.get("prefect", here := prefect_address()) != here:
+                    return False
                 mark_crashed(UUID(facts["flow_run_id"]), reason)
+        except LookupError:
+            return True
         except Exception as error:
             LOG.warning("flow run %s ended with its process; Prefect was not told: %s", facts["flow_run_id"], error)
+            return False
+        return True
+
+    bury(_running_folder(), settled)
 
 
 def _folder() -> Path:

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from flows import backends
 from flows.backends import HOST, Service, answer, bare_environment, free_port
@@ -45,6 +46,7 @@ class Cloud:
     variables: Mapping[str, str]
     bucket: backends.S3
     redis_port: int
+    redis_password: str
     worker_type: str = "process"
 
     @property
@@ -77,17 +79,22 @@ class Rehearsal:
         """Run one of the four tools, or `gauntlet`, as a user does; what it wrote to stdout.
 
         Raises:
-            WorkError: It ended with another code than 0; the message holds the end of what it said.
+            WorkError: It ended with another code than 0, or not in time; the message holds the end of what it said.
         """
         path = Path(sys.executable).parent / command[0]
-        done = subprocess.run(
-            [str(path), *command[1:]],
-            env={**self.environment(), **variables},
-            cwd=clone_dir(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
+        try:
+            done = subprocess.run(
+                [str(path), *command[1:]],
+                env={**self.environment(), **variables},
+                cwd=clone_dir(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+            )
+        except subprocess.TimeoutExpired as late:
+            said = masked((late.stderr or b"").decode(errors="replace")[-1500:])
+            raise WorkError(f"`{' '.join(command)}` did not end in {PATIENCE:g} s: {bounded(said, 1500)}") from None
         if done.returncode:
             said = masked(f"{done.stdout[-600:]}\n{done.stderr[-1500:]}".strip())
             raise WorkError(f"`{' '.join(command)}` ended with code {done.returncode}: {bounded(said, 1800)}")
@@ -113,39 +120,90 @@ class Rehearsal:
         }
 
 
-def refusals(it: Rehearsal) -> str:
-    """Ask each back end without its password or key, or with a wrong one; all must refuse."""
+@dataclass(frozen=True)
+class Door:
+    """A back end, as somebody with a password knocks there.
+
+    Attributes:
+        name: The back end's.
+        knock: Comes in with a password, or raises.
+        password: The one that opens it.
+        refusal: What the error says to whoever has another one, and to nobody else.
+    """
+
+    name: str
+    knock: Callable[[str], object]
+    password: str
+    refusal: str
+
+    def check(self) -> None:
+        """Come in with the password, and be refused for its want with another one.
+
+        Raises:
+            WorkError: Somebody was let in, or failed for another reason.
+        """
+        self.knock(self.password)
+        try:
+            self.knock(secrets.token_hex(6))
+        except Exception as error:
+            if self.refusal in f"{type(error).__name__}: {error}":
+                return
+            raise WorkError(
+                f"{self.name} does not refuse a wrong password, it fails: {type(error).__name__}"
+            ) from error
+        raise WorkError(f"{self.name} let somebody in who has not its password")
+
+
+def doors(cloud: Cloud) -> list[Door]:
+    """All back ends that ask for a password or a key."""
     import boto3
     import psycopg
     import pymysql
     import redis
 
-    known = it.cloud.variables
-    wrong = secrets.token_hex(6)
-    store = it.cloud.bucket
-    address = known["GAUNTLET_DATABASE_URL"].split("@")[1]
-    mysql = int(known["ZENML_STORE_URL"].rpartition(":")[2].split("/")[0])
+    known, store = cloud.variables, cloud.bucket
+    database, ledger = urlsplit(known["ZENML_STORE_URL"]), urlsplit(known["GAUNTLET_DATABASE_URL"])
     client = {"endpoint_url": store.endpoint, "region_name": "us-east-1", "aws_access_key_id": store.key}
-    doors: dict[str, Callable[[], object]] = {
-        "PostgreSQL": lambda: psycopg.connect(f"postgresql://gauntlet:{wrong}@{address}", connect_timeout=10),
-        "MariaDB": lambda: pymysql.connect(host=HOST, port=mysql, user="zenml", password=wrong),
-        "Redis": lambda: redis.Redis(host=HOST, port=it.cloud.redis_port).ping(),
-        "S3": lambda: boto3.client("s3", aws_secret_access_key=wrong, **client).list_objects_v2(Bucket=backends.BUCKET),
-    }
-    for name, knock in doors.items():
-        try:
-            knock()
-        except Exception:
-            continue
-        raise WorkError(f"{name} let somebody in who has not its password")
-    pages = {
-        "MLflow": known["GAUNTLET_MLFLOW_URL"] + "/api/2.0/mlflow/experiments/get?experiment_id=0",
-        "Prefect": known["GAUNTLET_PREFECT_URL"] + "/admin/version",
-    }
-    for name, page in pages.items():
-        if (code := answer(page, f"gauntlet:{wrong}")[0]) != 401:
-            raise WorkError(f"{name} answers {code} to somebody who has not its password, not 401")
-    return f"refused: {', '.join([*doors, *pages])}"
+
+    def postgres(word: str) -> None:
+        psycopg.connect(ledger._replace(netloc=f"gauntlet:{word}@{HOST}:{ledger.port}").geturl(), connect_timeout=10)
+
+    def s3(word: str) -> None:
+        boto3.client("s3", aws_secret_access_key=word, **client).list_objects_v2(Bucket=backends.BUCKET)
+
+    def page(url: str) -> Callable[[str], None]:
+        def knock(word: str) -> None:
+            if (code := answer(url, f"gauntlet:{word}")[0]) != 200:
+                raise WorkError(f"it answers {code}")
+
+        return knock
+
+    def mariadb(word: str) -> None:
+        pymysql.connect(host=HOST, port=database.port or 0, user="zenml", password=word)
+
+    experiment = known["GAUNTLET_MLFLOW_URL"] + "/api/2.0/mlflow/experiments/get?experiment_id=0"
+    prefect = known["GAUNTLET_PREFECT_AUTH"].partition(":")[2]
+    return [
+        Door("PostgreSQL", postgres, ledger.password or "", "password authentication failed"),
+        Door("MariaDB", mariadb, database.password or "", "(1045"),
+        Door(
+            "Redis",
+            lambda word: redis.Redis(host=HOST, port=cloud.redis_port, password=word).ping(),
+            cloud.redis_password,
+            "AuthenticationError",
+        ),
+        Door("S3", s3, store.secret, "SignatureDoesNotMatch"),
+        Door("MLflow", page(experiment), known["GAUNTLET_MLFLOW_PASSWORD"], "it answers 401"),
+        Door("Prefect", page(known["GAUNTLET_PREFECT_URL"] + "/admin/version"), prefect, "it answers 401"),
+    ]
+
+
+def refusals(it: Rehearsal) -> str:
+    """Knock at each back end with its password or key, and with a wrong one, which must be refused for that."""
+    found = doors(it.cloud)
+    for door in found:
+        door.check()
+    return f"refused: {', '.join(door.name for door in found)}"
 
 
 def apply(it: Rehearsal) -> str:
@@ -352,6 +410,8 @@ def cloud() -> Iterator[Cloud]:
         bucket = start(backends.s3())
         messages = f"redis://:{words['redis']}@{HOST}:{redis.port}/0"
         auth = f"gauntlet:{secrets.token_hex(12)}"
+        secret = secrets.token_hex(32)
+        dask = start(backends.dask_cluster({"GAUNTLET_SECRET": secret, **backends.aws_environment(bucket)}))
         prefect = start(backends.prefect_server(url("prefect", "postgresql+asyncpg"), messages, auth))
         user = backends.MlflowUser("gauntlet", secrets.token_hex(12))
         tracking, people = (url(name, "postgresql+psycopg") for name in ("mlflow", "mlflow_users"))
@@ -372,12 +432,13 @@ def cloud() -> Iterator[Cloud]:
                 "GAUNTLET_PREFECT_URL": f"http://{HOST}:{prefect.port}/api",
                 "GAUNTLET_PREFECT_AUTH": auth,
                 "GAUNTLET_DATABASE_URL": url("gauntlet"),
-                "GAUNTLET_CLOUD_SECRET": secrets.token_hex(32),
-                "GAUNTLET_DASK_SCHEDULER": start(backends.dask_cluster()),
+                "GAUNTLET_CLOUD_SECRET": secret,
+                "GAUNTLET_DASK_SCHEDULER": dask,
                 "GAUNTLET_REGISTRY": f"{HOST}:1/gauntlet",
             },
             bucket,
             redis.port,
+            words["redis"],
         )
 
 

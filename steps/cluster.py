@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import json
 import logging
 import os
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEDULER, WORKERS, MEMORY = "GAUNTLET_DASK", "GAUNTLET_DASK_WORKERS", "GAUNTLET_DASK_MEMORY"
+KEYS = ("tls_ca_file", "tls_client_cert", "tls_client_key", "tls_worker_cert", "tls_worker_key")
 ROOT = Path(__file__).absolute().parents[1]
 ANSWER_SECONDS = 15.0
 START_SECONDS = 120.0
+LOOK_SECONDS = 2.0
+DESERTED_SECONDS = 60.0
 _QUIET = ("distributed", "distributed.client", "distributed.scheduler", "distributed.worker", "distributed.nanny")
 _SETTINGS = {
     # A worker that spills and waits at its limit does not end; one that is ended has an error that says so.
@@ -77,14 +81,46 @@ class Cluster:
             futures = [self.client.submit(function, item, *given, pure=False) for item in items]
             places = {future.key: place for place, future in enumerate(futures)}
             found: list[Any] = [None] * len(futures)
-            try:
-                for future in as_completed(futures):
-                    found[places[future.key]] = future.result()
-                    future.release()
-            except BaseException:
-                self.client.cancel(futures)
-                raise
+            with self._peopled(futures):
+                try:
+                    for future in as_completed(futures):
+                        found[places[future.key]] = future.result()
+                        future.release()
+                except BaseException:
+                    self.client.cancel(futures)
+                    raise
         return found
+
+    @contextmanager
+    def _peopled(self, futures: Sequence[Any]) -> Iterator[None]:
+        """Give the futures up when no worker is left for a while: Dask would wait for the next one for ever.
+
+        Raises:
+            WorkError: None was left.
+        """
+        over, deserted = threading.Event(), threading.Event()
+
+        def look_on() -> None:
+            alone = 0.0
+            while not over.wait(LOOK_SECONDS):
+                alone = 0.0 if self.workers else alone + LOOK_SECONDS
+                if alone >= DESERTED_SECONDS:
+                    deserted.set()
+                    self.client.cancel(futures)
+                    return
+
+        threading.Thread(target=look_on, name="gauntlet-dask-workers", daemon=True).start()
+        try:
+            yield
+        except BaseException:
+            if deserted.is_set():
+                raise WorkError(
+                    f"{self.work}: no Dask worker was left for {DESERTED_SECONDS:g} seconds; nothing was kept. "
+                    "Start workers of that scheduler; run again"
+                ) from None
+            raise
+        finally:
+            over.set()
 
     @contextmanager
     def telling(self) -> Iterator[None]:
@@ -184,7 +220,7 @@ def _given(stack: ExitStack, work: str, address: str) -> Cluster:
 def _own(stack: ExitStack, work: str) -> Cluster:
     """A scheduler in this process, and workers that end with it."""
     from dask.utils import parse_bytes
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, Security
 
     count, limit = _number(WORKERS, _cores()), os.environ.get(MEMORY) or "2GiB"
     try:
@@ -194,6 +230,8 @@ def _own(stack: ExitStack, work: str) -> Cluster:
     if size < 2**28:
         raise ConfigError(f"{MEMORY}: {limit[:40]} is too little for a worker; give it 512MiB or more")
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gauntlet-dask-", ignore_cleanup_errors=True)))
+    # On loopback an open scheduler would execute what any user of the machine sends.
+    security = Security.temporary()
     scheduler = stack.enter_context(
         LocalCluster(
             n_workers=0,
@@ -201,11 +239,12 @@ def _own(stack: ExitStack, work: str) -> Cluster:
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             silence_logs=False,
+            security=security,
             scheduler_kwargs={"dashboard": False},
         )
     )
     for _ in range(count):
-        _start(stack, scheduler.scheduler_address, size, folder)
+        _start(stack, scheduler.scheduler_address, {key: getattr(security, key) for key in KEYS}, size, folder)
     client = stack.enter_context(Client(scheduler, set_as_default=False))
     try:
         client.wait_for_workers(count, timeout=START_SECONDS)
@@ -226,7 +265,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start(stack: ExitStack, scheduler: str, limit: int, folder: Path) -> None:
+def _start(stack: ExitStack, scheduler: str, keys: Mapping[str, str], limit: int, folder: Path) -> None:
     with (folder / "stderr").open("ab") as errors:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__, scheduler, str(limit), str(folder)],
@@ -238,6 +277,10 @@ def _start(stack: ExitStack, scheduler: str, limit: int, folder: Path) -> None:
             start_new_session=True,
         )
     stack.callback(_end, process)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # one that has ended is told by its last words
+        process.stdin.write(json.dumps(keys).encode() + b"\n")
+        process.stdin.flush()
 
 
 def _paths() -> Sequence[str]:
@@ -261,12 +304,23 @@ def _last_words(folder: Path) -> str:
 
 
 def serve(scheduler: str, limit: int, folder: str) -> None:
-    """Be a worker, watched by a nanny that ends it at its limit, until the line to the parent is closed."""
-    from distributed import Nanny
+    """Be a worker, watched by a nanny that ends it at its limit, until the line to the parent is closed.
+
+    The first that comes over that line are the keys of the cluster.
+    """
+    from distributed import Nanny, Security
+
+    keys = Security(require_encryption=True, **json.loads(sys.stdin.buffer.readline()))
 
     async def work() -> None:
         nanny = Nanny(
-            scheduler, nthreads=1, memory_limit=limit, local_directory=folder, dashboard=False, death_timeout=60
+            scheduler,
+            nthreads=1,
+            memory_limit=limit,
+            local_directory=folder,
+            dashboard=False,
+            death_timeout=60,
+            security=keys,
         )
         async with nanny:
             threading.Thread(target=_listen, args=(nanny,), daemon=True).start()

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ def test_lock_has_hashes_and_covers_every_dependency() -> None:
     wanted = re.findall(r'^    "([A-Za-z0-9-]+)(?:\[.*?\])?[><=]', project, re.M)
     assert len(wanted) > 30
     assert sorted(set(wanted) - set(pinned)) == []
+
+
+def test_the_orchestrator_is_kept_from_every_other_module_of_its_room() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    forbidden = next(one["forbidden_modules"] for one in contracts if one["name"].startswith("The orchestrator"))
+    others = {f"stacks.{path.stem}" for path in (ROOT / "stacks").glob("*.py")} - {"stacks.__init__"}
+    assert set(forbidden) == others | {"models"}
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -1,9 +1,11 @@
 """The Prefect side of a run: an API to talk to, a flow run to be in, task runs for the steps."""
 
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.sorting import TaskRunSort
 from prefect.context import (
     FlowRunContext,
     SettingsContext,
@@ -37,10 +40,10 @@ from prefect.settings import (
     PREFECT_UI_URL,
     Settings,
 )
-from prefect.states import Cancelled, Crashed, Pending, Running
+from prefect.states import AwaitingRetry, Cancelled, Crashed, Pending, Retrying, Running
 from prefect.utilities.engine import emit_task_run_state_change_event
 
-from stacks.orchestrator.server import ensure_server, public_url
+from stacks.orchestrator.server import ensure_server, lasting_address, public_url
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,14 @@ class TaskPolicy:
         log_prints: Whether printed text goes to Prefect's log.
         label: A tag of the task run that no concurrency limit goes by.
         stops: Exceptions that mean that somebody stopped the run: never retried, and the task run is cancelled.
+        stopping: Set when the run is being stopped: what waits for its retry has it at once, to be refused there.
     """
 
     delays: Sequence[float] = ()
     log_prints: bool = False
     label: str | None = None
     stops: tuple[type[Exception], ...] = ()
+    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 class StepStates:
@@ -84,10 +89,13 @@ class StepStates:
             policy: How to run it.
         """
         raised: list[BaseException] = []
+        delays = iter((0.0, *policy.delays))
 
         def attempt() -> State[Any] | None:
             raised.clear()
             _label_task_run(policy.label)
+            # Prefect's own delay is a sleep that nothing in a thread could end.
+            _await_retry(next(delays), policy.stopping)
             try:
                 return function()
             except policy.stops as stop:
@@ -102,7 +110,6 @@ class StepStates:
             name=name,
             task_run_name=name.replace("{", "{{").replace("}", "}}"),
             retries=len(policy.delays),
-            retry_delay_seconds=[*policy.delays] if any(policy.delays) else 0,
             cache_policy=NO_CACHE,
             persist_result=False,
             log_prints=policy.log_prints,
@@ -126,6 +133,14 @@ def show_running() -> None:
     context = TaskRunContext.get()
     if context and context.task_run.state and context.task_run.state.name == "Waiting":
         _show(Running())
+
+
+def _await_retry(delay: float, stopping: threading.Event) -> None:
+    """Wait before a retry of the current task run, shown as Prefect shows it, until the run is being stopped."""
+    if delay:
+        _show(AwaitingRetry(scheduled_time=datetime.now(UTC) + timedelta(seconds=delay)))
+        stopping.wait(delay)
+        _show(Retrying())
 
 
 def _show(state: State[Any]) -> None:
@@ -240,6 +255,11 @@ def flow_run_url(flow_run_id: UUID) -> str:
     return f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run_id}"
 
 
+def prefect_address() -> str:
+    """What later processes recognise the Prefect by that has the run's record; call it inside `prefect_api`."""
+    return lasting_address(PREFECT_HOME.value(), PREFECT_API_URL.value())
+
+
 @contextmanager
 def prefect_api() -> Iterator[None]:
     """Settings for talking to Prefect from here: an API that answers, and no heartbeats, which cost a flat second."""
@@ -287,8 +307,16 @@ def read_states(flow_run_id: UUID) -> tuple[State[Any] | None, list[TaskRun]]:
             state = client.read_flow_run(flow_run_id).state
         except ObjectNotFound:
             raise LookupError(f"Prefect has no flow run {flow_run_id}") from None
-        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
-    return state, tasks
+        return state, _task_runs(client, flow_run_id)
+
+
+def _task_runs(client: SyncPrefectClient, flow_run_id: UUID) -> list[TaskRun]:
+    """All task runs of a flow run; a server gives so many at once as it is set up to."""
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    found: list[TaskRun] = []
+    while page := client.read_task_runs(flow_run_filter=chosen, sort=TaskRunSort.ID_DESC, offset=len(found)):
+        found += page
+    return [*{task.id: task for task in found}.values()]
 
 
 def mark_crashed(flow_run_id: UUID, reason: str) -> None:

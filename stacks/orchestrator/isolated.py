@@ -3,7 +3,8 @@
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from stacks.orchestrator.flow_run import StepStates, TaskPolicy
 from stacks.orchestrator.orchestrator import Active, final_state, task_key
 from stacks.orchestrator.parallel import most_at_once, place_for
 from stacks.orchestrator.place import Place, StepProcess
-from stacks.orchestrator.schedule import GRACE_SECONDS
+from stacks.orchestrator.schedule import GRACE_SECONDS, LOOK_SECONDS
 from stacks.orchestrator.step_log import StepLog
 from stacks.orchestrator.step_process import follow, levels
 
@@ -106,8 +107,9 @@ class IsolatedSteps:
             step.stopping = True
             process = step.process
         if process is None:
-            # It waits for its turn, and will not get it.
+            # It waits for its turn, or its place for an answer, and will not run.
             _publish(step_run_id, ExecutionStatus.STOPPED)
+            step.ended.wait(GRACE_SECONDS)
             return
         _publish(step_run_id, ExecutionStatus.STOPPING)
         process.signal(signal.SIGTERM)
@@ -126,7 +128,7 @@ class IsolatedSteps:
         name = info.pipeline_step_name
         key = task_key(info.snapshot, name)
         try:
-            with self._slots:
+            with self._slot(name, step):
                 self._states.run(
                     name, key, info.spec.upstream_steps, lambda: self._attempt(info, environment, step), self._policy
                 )
@@ -141,6 +143,17 @@ class IsolatedSteps:
             step.ended.set()
             for tell in self.told:
                 tell()
+
+    @contextmanager
+    def _slot(self, name: str, step: _Step) -> Iterator[None]:
+        """Wait for room for one more step; one that is stopped meanwhile waits no longer."""
+        while not self._slots.acquire(timeout=LOOK_SECONDS):
+            if step.stopping:
+                raise RunStoppedException(f"step '{name}' was stopped before it ran")
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     def _attempt(self, info: "StepRunInfo", environment: dict[str, str], step: _Step) -> State[Any] | None:
         name = info.pipeline_step_name

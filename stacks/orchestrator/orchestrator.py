@@ -35,14 +35,16 @@ from stacks.orchestrator.flow_run import (
     flow_run_url,
     in_flow_run,
     mark_crashed,
+    prefect_address,
     prefect_api,
     prefect_client,
     read_states,
 )
 from stacks.orchestrator.interrupt import remembered_interrupt
-from stacks.orchestrator.outcome import end_run, fail_run, silent_since, status_of
+from stacks.orchestrator.outcome import end_run, fail_run, heartbeat_seconds, silent_since, status_of
 from stacks.orchestrator.running import bury, marked
 from stacks.orchestrator.schedules import delete_schedule, submit_schedule, update_schedule
+from stacks.orchestrator.server import without_credentials
 from stacks.orchestrator.stop import Watch, current_watch, stop, watched, whereabouts
 from stacks.orchestrator.submit import cancel, read_flow_run, submit_run
 
@@ -227,9 +229,10 @@ class PrefectOrchestrator(BaseOrchestrator):
         """
         if not run.orchestrator_run_id:
             raise RuntimeError(f"run '{run.name}' has no orchestrator run id: it was not submitted")
+        every = heartbeat_seconds()
         with prefect_api():
             _bury_dead_runs()
-            _mark_if_silent(_flow_run_id(run.orchestrator_run_id))
+            _mark_if_silent(_flow_run_id(run.orchestrator_run_id), every)
             try:
                 state, tasks = read_states(_flow_run_id(run.orchestrator_run_id))
             except LookupError as error:
@@ -285,7 +288,12 @@ class PrefectOrchestrator(BaseOrchestrator):
 
     def update_schedule(self, schedule: "ScheduleResponse", update: "ScheduleUpdate") -> None:
         """Change a schedule's cron expression, or whether it is active, in Prefect."""
-        update_schedule(schedule, update)
+
+        def timezone_of(snapshot_id: UUID) -> str:
+            settings = self.get_settings(Client().get_snapshot(snapshot_id))
+            return cast(PrefectOrchestratorSettings, settings).timezone
+
+        update_schedule(schedule, update, timezone_of)
 
     def delete_schedule(self, schedule: "ScheduleResponse") -> None:
         """Delete a schedule, and the runs that it has planned, in Prefect."""
@@ -484,7 +492,7 @@ def _claimed(snapshot: "PipelineSnapshotResponse", run: "PipelineRunResponse | N
             yield
             return
         Client().zen_store.update_run(run.id, PipelineRunUpdate(orchestrator_run_id=run_id))
-        facts = {"zenml_run_id": str(run.id), "flow_run_id": str(flow_run_id)}
+        facts = {"zenml_run_id": str(run.id), "flow_run_id": str(flow_run_id), **_records()}
         with marked(_running_folder(), str(run.id), facts, lambda: _finished(run.id)):
             yield
 
@@ -520,24 +528,42 @@ def _running_folder() -> Path:
     return Path(GlobalConfiguration().config_directory) / "prefect_orchestrator"
 
 
+def _records() -> dict[str, str]:
+    """Where a run that is executed here has its records."""
+    store = GlobalConfiguration().store_configuration.url
+    return {"prefect": prefect_address(), "zenml": without_credentials(store)}
+
+
 def _bury_dead_runs() -> None:
     """Set the records right of runs whose process was killed: neither ZenML nor Prefect would ever notice."""
+    bury(_running_folder(), _settled)
+
+
+def _settled(facts: Mapping[str, Any]) -> bool:
+    """Give a killed process's run its end in both records, if these are this process's; whether they have it."""
+    if any(facts.get(name, where) != where for name, where in _records().items()):
+        return False
     reason = "The process that executed the run ended without a word."
-    for facts in bury(_running_folder()):
+    marks: dict[str, Callable[[], None]] = {
+        f"Prefect of flow run {facts['flow_run_id']}": lambda: mark_crashed(UUID(facts["flow_run_id"]), reason),
+        f"ZenML of run {facts['zenml_run_id']}": lambda: fail_run(UUID(facts["zenml_run_id"]), reason),
+    }
+    settled = True
+    for record, mark in marks.items():
         try:
-            mark_crashed(UUID(facts["flow_run_id"]), reason)
+            mark()
+        except LookupError:
+            logger.debug("Nobody can tell %s, which ended with its process: it was deleted there.", record)
         except Exception as error:
-            logger.warning("Flow run %s ended with its process; Prefect was not told: %s", facts["flow_run_id"], error)
-        try:
-            fail_run(UUID(facts["zenml_run_id"]), reason)
-        except Exception as error:
-            logger.warning("Run %s ended with its process; ZenML was not told: %s", facts["zenml_run_id"], error)
+            logger.warning("%s, which ended with its process, was not told: %s", record, error)
+            settled = False
+    return settled
 
 
-def _mark_if_silent(flow_run_id: UUID) -> None:
+def _mark_if_silent(flow_run_id: UUID, every: float) -> None:
     """Set Prefect's record right of a flow run whose worker was lost with it: its heartbeats are missing."""
     with prefect_client() as client:
-        if (last := silent_since(client, read_flow_run(flow_run_id))) is not None:
+        if (last := silent_since(client, read_flow_run(flow_run_id), every)) is not None:
             mark_crashed(flow_run_id, f"Its process gave no sign since {last:%Y-%m-%d %H:%M:%S} UTC.")
 
 

@@ -16,6 +16,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.orchestrators import publish_utils
+from zenml.utils.pagination_utils import depaginate
 
 logger = logging.getLogger(__name__)
 
@@ -90,21 +91,30 @@ def publish_stopping(run_id: UUID, reason: str) -> None:
 
 
 def _stop_open_steps(run_id: UUID) -> None:
-    for step_run in Client().list_run_steps(pipeline_run_id=run_id, size=500).items:
+    for step_run in depaginate(Client().list_run_steps, pipeline_run_id=run_id):
         if not step_run.status.is_finished:
             publish_utils.publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPED)
 
 
-def silent_since(client: SyncPrefectClient, flow_run: FlowRun) -> datetime | None:
+def heartbeat_seconds() -> float:
+    """How often a flow run gives a sign; ask outside of `prefect_api`, which switches the signs of this process off."""
+    return max(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() or 0, DEFAULT_HEARTBEAT_SECONDS)
+
+
+def silent_since(client: SyncPrefectClient, flow_run: FlowRun, every: float) -> datetime | None:
     """When a flow run that Prefect holds for running gave its last sign, if that is too long ago to be alive.
+
+    Args:
+        client: Prefect's.
+        flow_run: As Prefect has it.
+        every: Seconds between its signs.
 
     Returns:
         The time of its last heartbeat when three are missing; None while it may be alive, or where it sends none.
     """
     if flow_run.state is None or not flow_run.state.is_running():
         return None
-    seconds = max(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() or 0, DEFAULT_HEARTBEAT_SECONDS)
-    limit = datetime.now(UTC) - timedelta(seconds=MISSED * seconds)
+    limit = datetime.now(UTC) - timedelta(seconds=MISSED * every)
     if flow_run.state.timestamp > limit:
         return None
     beats = client.read_events(

@@ -106,7 +106,7 @@ class ParallelRun:
         self._requests = StepRunRequestFactory(snapshot, run, Stack.from_model(snapshot.stack))
         self._states = StepStates()
         self._processes: dict[str, StepProcess] = {}
-        self._stopping = False
+        self._stopping = threading.Event()
         self._lock = threading.Lock()
 
     def execute(self, limit: int, interrupted: Callable[[], bool], ending: Callable[[], bool]) -> dict[str, Exception]:
@@ -129,13 +129,13 @@ class ParallelRun:
         # What the step says is in its own log, not in that of the run.
         LoggingContext.__context_var__.set(None)
         step = self._snapshot.step_configurations[name]
-        policy = replace(self._policy, delays=delays(step))
+        policy = replace(self._policy, delays=delays(step), stopping=self._stopping)
         key = task_key(self._snapshot, name)
         self._states.run(name, key, step.spec.upstream_steps, lambda: self._attempt(name), policy)
 
     def _stop(self, number: signal.Signals) -> None:
         with self._lock:
-            self._stopping = True
+            self._stopping.set()
             processes = list(self._processes.values())
         for process in processes:
             process.signal(number)
@@ -175,12 +175,13 @@ class ParallelRun:
                 del self._processes[name]
 
     def _started(self, name: str) -> StepProcess:
-        if self._stopping:
+        if self._stopping.is_set():
+            end_retries(self._snapshot, name)
             raise RunStoppedException(f"step '{name}' was not started: the run is being stopped")
         process = self._place.start(self._job(name))
         with self._lock:
             self._processes[name] = process
-            stopping = self._stopping
+            stopping = self._stopping.is_set()
         if stopping:
             process.signal(signal.SIGTERM)
         return process
@@ -197,7 +198,7 @@ class ParallelRun:
 
     def _died(self, name: str, death: ProcessDied) -> Exception:
         """Record the end of a process that could not tell of it itself; returns what to raise."""
-        stopped = self._stopping
+        stopped = self._stopping.is_set()
         if death.step_run_id is not None:
             publish_utils.publish_step_run_status_update(
                 death.step_run_id,

@@ -51,8 +51,14 @@ def _known(ended: Callable[[], bool]) -> bool:
         return False
 
 
-def bury(folder: Path) -> Iterator[dict[str, Any]]:
-    """Give the facts of every run whose process is gone; its file is removed once the caller comes back for more."""
+def bury(folder: Path, settled: Callable[[dict[str, Any]], bool]) -> None:
+    """Have the records of every run set right whose process is gone.
+
+    Args:
+        folder: Where the files are.
+        settled: Told a run's facts, sets its records right; whether nothing is left to do for it. If something is, as
+            when a record's server does not answer or is another one than this process's, the file stays for the next.
+    """
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         try:
             file = path.open("r+")
@@ -65,9 +71,8 @@ def bury(folder: Path) -> Iterator[dict[str, Any]]:
                 facts = json.load(file)
             except ValueError:
                 facts = None
-            if facts and path.exists():
-                yield facts
-            path.unlink(missing_ok=True)
+            if not (facts and path.exists()) or settled(facts):
+                path.unlink(missing_ok=True)
 
 
 def process_of(folder: Path, run_id: str) -> int | None:

@@ -7,6 +7,7 @@ times are not caught up with: a run that is late, because no worker was there, s
 no runs.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -93,8 +94,13 @@ def prefect_schedule(schedule: "ScheduleResponse", timezone: str) -> SCHEDULE_TY
     return RRuleSchedule(rrule=f"DTSTART:{_stamp(start)}\nRRULE:FREQ=SECONDLY;INTERVAL={seconds}{until}")
 
 
-def update_schedule(schedule: "ScheduleResponse", update: "ScheduleUpdate") -> None:
+def update_schedule(schedule: "ScheduleResponse", update: "ScheduleUpdate", timezone_of: Callable[[UUID], str]) -> None:
     """Have Prefect follow a changed cron expression, an activation or a deactivation.
+
+    Args:
+        schedule: As ZenML has it.
+        update: What is to be another.
+        timezone_of: The setting of a snapshot, for a schedule that had no time zone before.
 
     Raises:
         PipelineSubmissionError: Prefect has no such schedule, or refuses the expression.
@@ -108,8 +114,11 @@ def update_schedule(schedule: "ScheduleResponse", update: "ScheduleUpdate") -> N
                 f"`zenml pipeline schedule delete {schedule.name}`, then make it anew"
             )
         before = known.schedule
-        timezone = before.timezone if isinstance(before, CronSchedule) and before.timezone else "UTC"
-        when = _cron(update.cron_expression, timezone) if update.cron_expression else None
+        when = None
+        if update.cron_expression:
+            known_zone = before.timezone if isinstance(before, CronSchedule) else None
+            timezone = known_zone or timezone_of(UUID(deployment.parameters["snapshot_id"]))
+            when = _cron(update.cron_expression, timezone)
         client.update_deployment_schedule(deployment.id, known.id, active=update.active, schedule=when)
 
 

@@ -54,6 +54,22 @@ def configured_url(prefect_home: Path) -> str | None:
     return str(url) if url else None
 
 
+def without_credentials(url: str) -> str:
+    """A URL for messages and records: without user and password, and without a slash at its end."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
+
+def lasting_address(prefect_home: Path, url: str | None) -> str:
+    """What the server of a run is recognised by later: its address, or its home, whose own server's port changes."""
+    from stacks.orchestrator.announcement import announced_url
+
+    home = prefect_home.absolute()
+    record = _Record.read(home)
+    own = (None, record.url if record else None, announced_url(home))
+    return str(home) if url in own or configured_url(home) is None else without_credentials(str(url))
+
+
 def require_answer(prefect_home: Path, seconds: float = 5.0) -> None:
     """Make sure that the API that the user configured, if any, is there; any answer will do, also a refusal.
 
@@ -65,10 +81,9 @@ def require_answer(prefect_home: Path, seconds: float = 5.0) -> None:
     withdraw_dead(prefect_home.absolute())
     if (url := configured_url(prefect_home)) is None:
         return
-    parts = urlsplit(url)
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    bare = without_credentials(url)
     # No proxy for the loopback; a gateway that cannot reach the server is no answer of the server.
-    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
     try:
         opener.open(f"{bare}/health", timeout=seconds).close()
@@ -259,7 +274,7 @@ def _started_by_user(home: Path) -> str | None:
     try:
         # No proxy: this is the loopback.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{_user_server()}/api/admin/settings", timeout=1) as answer:
+        with opener.open(f"{_user_server()}/api/admin/settings", timeout=5) as answer:
             served = json.load(answer)["home"]
         return f"{_user_server()}/api" if Path(served).resolve() == home.resolve() else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -9,13 +9,14 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import psutil
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import FlowRunContext
 from zenml.client import Client
@@ -34,14 +35,23 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
 GRACEFUL = "Stopping"
-HOST, PROCESS = "orchestrator_host", "orchestrator_process"
+HOST, PROCESS, STARTED = "orchestrator_host", "orchestrator_process", "orchestrator_process_started"
 WANTED = (StateType.CANCELLING, StateType.CANCELLED)
 ENDING = (ExecutionStatus.STOPPING, ExecutionStatus.STOPPED)
 
 
 def whereabouts() -> dict[str, Any]:
     """This process, as the metadata of the runs that it executes."""
-    return {HOST: socket.gethostname(), PROCESS: os.getpid()}
+    return {HOST: socket.gethostname(), PROCESS: os.getpid(), STARTED: psutil.Process().create_time()}
+
+
+def _lives(metadata: Mapping[str, Any]) -> bool:
+    """Whether the process that executes a run is one of this machine, of another home perhaps, and is there."""
+    try:
+        found = psutil.Process(int(metadata[PROCESS])).create_time()
+        return bool(metadata[HOST] == socket.gethostname() and abs(found - metadata[STARTED]) < 1)
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return False
 
 
 class Watch:
@@ -151,7 +161,7 @@ def stop(run: "PipelineRunResponse", flow_run_id: UUID, graceful: bool, folder: 
     """
     host, process = run.run_metadata.get(HOST), run.run_metadata.get(PROCESS)
     here = process_of(folder, str(run.id))
-    if here is None and host == socket.gethostname():
+    if here is None and host == socket.gethostname() and not _lives(run.run_metadata):
         mark_cancelled(flow_run_id, "Its process had ended without a word when somebody stopped the run.")
         stop_run(run.id, "Stopped after its process had ended.")
         return

@@ -32,7 +32,7 @@ from stacks.orchestrator.ctrl_c import noted_interrupt
 from stacks.orchestrator.deployments import Wish, ensure_deployment, pool_deployment
 from stacks.orchestrator.flow_run import flow_run_url, prefect_api, prefect_client
 from stacks.orchestrator.outcome import end_run, fail_run
-from stacks.orchestrator.server import ServerError, require_answer
+from stacks.orchestrator.server import ServerError, require_answer, without_credentials
 from stacks.orchestrator.work_pool import Refused, find_pool, job_variables
 
 if TYPE_CHECKING:
@@ -107,8 +107,9 @@ def submission(run: "PipelineRunResponse | None") -> Iterator[None]:
     except httpx.HTTPStatusError as error:
         reason = f"Prefect refused it (HTTP {error.response.status_code}): {error.response.text}"
     except httpx.HTTPError as error:
+        address = without_credentials(str(PREFECT_API_URL.value()))
         reason = (
-            f"Prefect at {PREFECT_API_URL.value()} does not answer ({type(error).__name__} {error}): start that server "
+            f"Prefect at {address} does not answer ({type(error).__name__} {error}): start that server "
             "(`prefect server start`), or set PREFECT_API_URL to one that runs"
         )
     else:

@@ -15,6 +15,8 @@ from prefect.client.schemas.objects import WorkPool
 from prefect.exceptions import ObjectNotFound
 from zenml.config.resource_settings import ByteUnit
 
+from stacks.orchestrator.server import without_credentials
+
 if TYPE_CHECKING:
     from zenml.config.resource_settings import ResourceSettings
 
@@ -40,8 +42,9 @@ def find_pool(client: SyncPrefectClient, name: str, queue: str | None) -> WorkPo
         pool = client.read_work_pool(name)
     except ObjectNotFound:
         known = [each.name for each in client.read_work_pools(limit=SHOWN)]
+        address = without_credentials(str(client.api_url))
         raise Refused(
-            f"Prefect at {client.api_url} has no work pool '{name}' ({listed('it has', known)}): "
+            f"Prefect at {address} has no work pool '{name}' ({listed('it has', known)}): "
             f"`prefect work-pool create {name} --type process` makes one, `prefect worker start -p {name}` serves it"
         ) from None
     if queue and queue not in (known := [each.name for each in client.read_work_queues(work_pool_name=name)]):

@@ -1,9 +1,12 @@
 """Back ends of a rehearsal: they ask who is there, say why they do not start, and are gone afterwards."""
 
+import asyncio
+import importlib
 import os
 import socket
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -46,6 +49,34 @@ def test_redis_asks_for_its_password_and_is_gone_afterwards() -> None:
     assert not folder.exists()
     with socket.socket() as probe:
         assert probe.connect_ex((HOST, service.port)) != 0
+
+
+def test_prefect_s_messages_go_over_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    import redis
+
+    url = os.environ.get("GAUNTLET_TEST_REDIS", "redis://127.0.0.1:6379/0")
+    client = redis.Redis.from_url(url, socket_connect_timeout=5)
+    try:
+        client.ping()
+    except redis.exceptions.ConnectionError:
+        if os.environ.get("GAUNTLET_REQUIRE_SERVICES") == "1":
+            raise
+        pytest.skip("no Redis answers: set GAUNTLET_TEST_REDIS")
+    monkeypatch.setenv("PREFECT_REDIS_MESSAGING_URL", url)
+    modules = {name: importlib.import_module(module) for name, module in backends.ON_REDIS.items()}
+    topic = f"gauntlet-test-{uuid4()}"
+
+    async def publish() -> str:
+        cache = modules["PREFECT_MESSAGING_CACHE"].Cache()
+        async with modules["PREFECT_MESSAGING_BROKER"].Publisher(topic, cache) as publisher:
+            await publisher.publish_data(b"an event", {})
+        return str(publisher.stream)
+
+    stream = asyncio.run(publish())
+    try:
+        assert [fields[b"data"] for _, fields in client.xrange(stream)] == [b"an event"]
+    finally:
+        client.delete(stream)
 
 
 def _accepts(address: str) -> bool:

@@ -9,9 +9,30 @@ from pathlib import Path
 import pytest
 
 from flows.backends import missing_programs
-from flows.rehearse import STEPS
+from flows.rehearse import STEPS, Door
+from models.errors import WorkError
 
 ROOT = Path(__file__).parents[2]
+
+
+def _knocked(secret: str, refusal: Exception | None) -> Callable[[str], None]:
+    def knock(word: str) -> None:
+        if word != secret and refusal:
+            raise refusal
+
+    return knock
+
+
+def test_a_door_is_closed_to_a_wrong_password_only() -> None:
+    refusal = PermissionError("wrong password")
+    Door("store", _knocked("right", refusal), "right", "wrong password").check()
+    with pytest.raises(WorkError, match="store let somebody in"):
+        Door("store", _knocked("right", None), "right", "wrong password").check()
+    # Nobody is there to refuse.
+    with pytest.raises(WorkError, match="does not refuse a wrong password, it fails: OSError"):
+        Door("store", _knocked("right", OSError("nobody answers")), "right", "wrong password").check()
+    with pytest.raises(PermissionError):
+        Door("store", _knocked("right", refusal), "another", "wrong password").check()
 
 
 @pytest.mark.prove

@@ -25,7 +25,7 @@ def flow_run_of(run: PipelineRunResponse) -> FlowRun:
 
 def task_runs(flow_run: FlowRun, names: Sequence[str]) -> dict[str, TaskRun]:
     """The task runs of a flow run once those named are recorded to their end; Prefect writes them a little later."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         with get_client(sync_client=True) as client:
             found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))

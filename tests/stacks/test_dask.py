@@ -340,7 +340,7 @@ def occupies(how: str, caller: int) -> None:
             stop_run(last_run("ended"))
         else:
             os.kill(caller, signal.SIGINT)
-    time.sleep(120)
+    time.sleep(400)
 
 
 def occupants() -> list[int]:
@@ -358,7 +358,7 @@ def test_ctrl_c_and_a_stop_end_what_runs_and_what_waits(how: str, notes: Path, c
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         ended(how, os.getpid())
-    assert time.monotonic() - begun < 100
+    assert time.monotonic() - begun < 290
     assert len(occupants()) == 2 and not any(lives(process) for process in occupants())
     run = last_run("ended")
     assert run.status.is_finished and set(statuses(run).values()) <= {"failed", "stopped"}

@@ -5,6 +5,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -15,7 +18,9 @@ from zenml.enums import ExecutionMode, ExecutionStatus, StepRuntime
 from zenml.models import PipelineRunResponse
 
 import stacks.stack_file as stack_file
-from stacks.orchestrator.flow_run import prefect_api
+from stacks.orchestrator import isolated
+from stacks.orchestrator.flow_run import TaskPolicy, prefect_api
+from stacks.orchestrator.orchestrator import Active
 from stacks.stack_file import apply, ensure_active
 from tests.stacks.pipelines import flow_run_of, last_run, statuses, task_runs
 
@@ -193,22 +198,25 @@ def test_nested_pipelines_have_their_own_task_and_hooks(trace: Callable[[], list
     ]
     assert {process for _, process in trace()} == {HERE}
     flow_run = flow_run_of(run)
-    deadline = time.monotonic() + 20
-    while len(found := _names(flow_run.id)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert sorted(found) == ["inner", "inner", "outer"]
+    assert sorted(_names(flow_run.id, 3)) == ["inner", "inner", "outer"]
     assert [str(child.status) for child in Client().list_pipeline_runs(pipeline="inner", size=5).items] == [
         "completed"
     ] * 2
 
 
-def _names(flow_run_id: object) -> list[str]:
+def _names(flow_run_id: object, count: int) -> list[str]:
+    """Names of a flow run's ended task runs, once there are so many; Prefect writes them a little later."""
     from prefect import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-    with get_client(sync_client=True) as client:
-        found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
-    return [task.name for task in found if task.state and task.state.is_final()]
+    deadline = time.monotonic() + 60
+    while True:
+        with get_client(sync_client=True) as client:
+            found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
+        names = [task.name for task in found if task.state and task.state.is_final()]
+        if len(names) >= count or time.monotonic() > deadline:
+            return names
+        time.sleep(0.05)
 
 
 @step(runtime=StepRuntime.ISOLATED, retry=StepRetryConfig(max_retries=1, delay=0))
@@ -243,7 +251,7 @@ def test_a_retried_isolated_step_is_in_both_records(trace: Callable[[], list[lis
     assert run.status == ExecutionStatus.COMPLETED
     assert [word for word, _ in trace()].count("try") == 2
     assert run.steps["second_time"].version == 2
-    assert sorted(_names(flow_run_of(run).id)).count("second_time") == 2
+    assert _names(flow_run_of(run).id, 3).count("second_time") == 2
 
 
 @pytest.mark.parametrize(("how", "said"), [("bad", "no such luck"), ("dies", "exit code 3")])
@@ -259,6 +267,21 @@ def test_an_isolated_step_that_fails_fails_the_run(how: str, said: str, trace: C
     assert all(task.state and task.state.is_failed() for task in tasks.values())
     here = [word for word, process in trace() if process == HERE]
     assert here.count("init") == 1 == here.count("cleanup")
+
+
+def test_a_step_that_waits_for_room_is_ended_before_stop_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    published: list[ExecutionStatus] = []
+    monkeypatch.setattr(isolated, "_publish", lambda _, status, *__: published.append(status))
+    monkeypatch.setattr(isolated, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(isolated, "task_key", lambda *_: "key")
+    config = cast(Any, SimpleNamespace(dask_scheduler=None, where="process", max_parallel=1))
+    steps = isolated.IsolatedSteps(config, Active("id", "url", None), TaskPolicy())
+    info = cast(Any, SimpleNamespace(step_run_id=uuid4(), pipeline_step_name="late", snapshot=None))
+    assert steps._slots.acquire(timeout=0)
+    steps.start(info, {})
+    steps.stop(info.step_run_id)
+    assert steps._steps[info.step_run_id].ended.is_set()
+    assert steps.status(info.step_run_id) == ExecutionStatus.STOPPED == published[-1]
 
 
 @step(runtime=StepRuntime.ISOLATED)

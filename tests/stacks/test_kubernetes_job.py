@@ -8,8 +8,11 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, WorkPool
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+from zenml.config.resource_settings import ResourceSettings
+
+from stacks.orchestrator.work_pool import job_variables
 
 TEMPLATE = Path(__file__).parents[2] / "stacks" / "kubernetes_job.json"
 
@@ -47,6 +50,15 @@ def test_a_deployment_asks_for_more() -> None:
     job = _configured(image="x", memory_request="8Gi", memory_limit="8Gi", cpu_request="4")
     (container,) = _pod(job)["containers"]
     assert container["resources"] == {"requests": {"cpu": "4", "memory": "8Gi"}, "limits": {"memory": "8Gi"}}
+
+
+def test_what_steps_ask_for_reaches_the_container() -> None:
+    template = json.loads(TEMPLATE.read_text())
+    pool = WorkPool(name="gauntlet", type="kubernetes", base_job_template=template, default_queue_id=uuid4())
+    asked = [ResourceSettings(cpu_count=2, memory="3GiB"), ResourceSettings(gpu_count=1)]
+    (container,) = _pod(_configured(image="x", **job_variables(pool, asked, {}, None)))["containers"]
+    expected = {"cpu": "2", "memory": "3072Mi", "nvidia.com/gpu": "1"}
+    assert container["resources"] == {"requests": expected, "limits": expected}
 
 
 def test_every_variable_is_used_and_every_place_is_filled() -> None:

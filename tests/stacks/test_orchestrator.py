@@ -2,16 +2,18 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+from prefect.context import TaskRunContext
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from zenml import get_step_context, pipeline, step
 from zenml.client import Client
@@ -24,7 +26,8 @@ from zenml.orchestrators import signal_handler
 from zenml.pipelines.run_utils import create_placeholder_run
 
 from stacks.orchestrator.flavor import PrefectOrchestratorSettings
-from stacks.orchestrator.flow_run import current_flow_run_id, prefect_api
+from stacks.orchestrator.flow_run import StepStates, TaskPolicy, current_flow_run_id, in_flow_run, prefect_api
+from stacks.orchestrator.orchestrator import delays
 from stacks.stack_file import ensure_active
 from tests.stacks.pipelines import flow_run_of, last_run, statuses, task_runs
 
@@ -185,6 +188,50 @@ def test_retries_are_in_both_records(trace: Callable[[], list[str]]) -> None:
     assert run.steps["third_time"].version == 3
     task = task_runs(flow_run_of(run), ["third_time"])["third_time"]
     assert task.run_count == 3
+
+
+class Stopping(threading.Event):
+    """Is set once somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[object] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seen += [_shown(), timeout]
+        self.set()
+        return super().wait(timeout)
+
+
+def _shown() -> str | None:
+    """The name of the current task run's state."""
+    context = TaskRunContext.get()
+    assert context is not None and context.task_run.state is not None
+    return context.task_run.state.name
+
+
+def test_a_step_waits_for_its_retry_until_the_run_is_stopped() -> None:
+    stopping = Stopping()
+
+    def tries() -> None:
+        stopping.seen.append(_shown())
+        if len(stopping.seen) == 1:
+            raise ValueError("not yet")
+
+    policy = TaskPolicy(delays=(600.0,), stopping=stopping)
+    in_flow_run(lambda: StepStates().run("late", "late", (), tries, policy), "late", "late", (), None)
+    assert stopping.seen == ["Running", "AwaitingRetry", 600.0, "Retrying"]
+
+
+def test_each_retry_waits_longer_by_the_backoff() -> None:
+    def of(retry: StepRetryConfig | None) -> list[float]:
+        return delays(cast(Any, SimpleNamespace(config=SimpleNamespace(retry=retry))))
+
+    assert of(StepRetryConfig(max_retries=3, delay=2, backoff=2)) == [2, 4, 8]
+    assert of(StepRetryConfig(max_retries=2, delay=5, backoff=1)) == [5, 5]
+    # As in ZenML, whose backoff is 0 when left out.
+    assert of(StepRetryConfig(max_retries=2, delay=5)) == [5, 0]
+    assert of(None) == []
 
 
 @step(retry=StepRetryConfig(max_retries=1, delay=0))

@@ -120,7 +120,7 @@ def test_a_guarded_script_without_a_server_starts_one_leaves_nothing_behind_and_
     # A migrated database saves some seconds.
     shutil.copy(home / "prefect" / "prefect.db", own / "prefect.db")
     process = script(GUARDED.replace("{name}", "script_alone"), "fail", PREFECT_HOME=str(own))
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=280)
     assert output.count("answer 21") == 1, errors[-2000:]
     assert process.returncode == 1 and "as asked" in errors
     assert (own / "gauntlet-server.log").exists()
@@ -142,7 +142,7 @@ def test_sigterm_ends_both_records(script: Callable[..., "subprocess.Popen[str]"
     process = script(UNGUARDED.replace("{name}", "script_signalled"), "sleep")
     until_it_sleeps(process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=280)
     assert process.returncode != 0
     run = last_run("script_signalled")
     assert run.status.is_finished and not run.in_progress
@@ -170,7 +170,7 @@ def test_zenml_stops_a_run(script: Callable[..., "subprocess.Popen[str]"]) -> No
     process = script(UNGUARDED.replace("{name}", "script_stopped"), "sleep")
     until_it_sleeps(process)
     stop_run(last_run("script_stopped"))
-    process.communicate(timeout=60)
+    process.communicate(timeout=280)
     run = last_run("script_stopped")
     assert run.status == ExecutionStatus.STOPPED
     state = flow_run_of(run).state
@@ -207,7 +207,7 @@ def test_trap_an_edited_plain_function_is_no_stale_hit_in_an_unguarded_script_wi
     (tmp_path / ".zen").mkdir()
     (tmp_path / ".zen" / "config.yaml").write_text(f"active_stack_id: {Client().active_stack_model.id}\n")
     (tmp_path / "logic.py").write_text("def compute():\n    return 0\n")
-    output, errors = script(EDITED, PYTHONDONTWRITEBYTECODE="1").communicate(timeout=120)
+    output, errors = script(EDITED, PYTHONDONTWRITEBYTECODE="1").communicate(timeout=280)
     seen = [line.removeprefix("seen ") for line in output.splitlines() if line.startswith("seen ")]
     assert seen == ["completed 1", "cached 1", "completed 2", "cached 2"], errors[-2000:]
     run = last_run("script_edited")

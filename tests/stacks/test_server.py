@@ -20,6 +20,7 @@ from stacks.orchestrator.server import (
     ServerError,
     configured_url,
     ensure_server,
+    lasting_address,
     public_url,
     require_answer,
     start_server,
@@ -163,6 +164,20 @@ def test_what_the_user_configured_comes_first(tmp_path: Path, monkeypatch: pytes
     assert configured_url(tmp_path) is None
     monkeypatch.setenv("PREFECT_API_URL", "http://10.0.0.1:4200/api")
     assert start_server(tmp_path).wait() == "http://10.0.0.1:4200/api"
+
+
+def test_a_run_s_server_is_recognised_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    own = "http://127.0.0.1:4711/api"
+    # The home's own server is on another port each time.
+    assert lasting_address(tmp_path, own) == lasting_address(tmp_path, None) == str(tmp_path)
+    monkeypatch.setenv("PREFECT_API_URL", "https://me:hunter2@prefect.example/api/")
+    assert lasting_address(tmp_path, os.environ["PREFECT_API_URL"]) == "https://prefect.example/api"
+    # Handed on to a child process.
+    monkeypatch.setenv("PREFECT_API_URL", own)
+    assert lasting_address(tmp_path, own) == own
+    (tmp_path / "gauntlet-server.json").write_text(json.dumps({"url": own, "pid": 1, "lease_port": 1}))
+    assert lasting_address(tmp_path, own) == str(tmp_path)
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

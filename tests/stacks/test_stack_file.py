@@ -236,10 +236,10 @@ def test_first_use_activates_local_and_later_the_users_choice_stays(tmp_path: Pa
         )
 
     together = [start(), start()]
-    assert [process.communicate(timeout=120)[0].strip().splitlines()[-1] for process in together] == [
+    assert [process.communicate(timeout=280)[0].strip().splitlines()[-1] for process in together] == [
         "active local"
     ] * 2
-    assert start("default").communicate(timeout=120)[0].strip().splitlines()[-1] == "active default"
+    assert start("default").communicate(timeout=280)[0].strip().splitlines()[-1] == "active default"
 
 
 def test_what_was_changed_by_hand_is_shown_by_key_and_put_right(write: Write, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 import pytest
 from prefect.client.schemas.objects import State, StateType
 from zenml import pipeline, step
@@ -94,8 +95,20 @@ def stop_in_zenml(name: str, folder: Path) -> None:
 def stop_gracefully(name: str, folder: Path) -> None:
     stop_run(last_run(name), graceful=True)
     # It is noticed while the step runs, and the step may end.
-    time.sleep(2 * stopping.LOOK_SECONDS)
+    until_found(folder / "noticed")
     (folder / "go").touch()
+
+
+@pytest.fixture(autouse=True)
+def _noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a file when the watch has noticed that the run is to end."""
+    end = stopping.Watch._end
+
+    def noted(self: stopping.Watch, at_once: bool) -> None:
+        end(self, at_once)
+        (folder / "noticed").touch()
+
+    monkeypatch.setattr(stopping.Watch, "_end", noted)
 
 
 def once_it_runs(folder: Path, act: Callable[[str, Path], None], name: str) -> threading.Thread:
@@ -201,3 +214,16 @@ def test_a_killed_run_is_stopped_by_hand(killed: UUID) -> None:
     assert (str(run.status), statuses(run)) == ("stopped", {"waits": "stopped"})
     state = flow_run_of(run).state
     assert state is not None and state.is_cancelled()
+
+
+def test_a_run_of_another_home_of_this_machine_is_told_from_a_dead_one() -> None:
+    here = stopping.whereabouts()
+    assert stopping._lives(here)
+    # The number was given to another process since, or says nothing about this machine.
+    assert not stopping._lives(here | {stopping.STARTED: here[stopping.STARTED] - 60})
+    assert not stopping._lives(here | {stopping.HOST: "elsewhere"})
+    assert not stopping._lives({stopping.HOST: here[stopping.HOST], stopping.PROCESS: os.getpid()})
+    with subprocess.Popen(["sleep", "300"]) as ended:
+        started = psutil.Process(ended.pid).create_time()
+        ended.kill()
+    assert not stopping._lives(here | {stopping.PROCESS: ended.pid, stopping.STARTED: started})

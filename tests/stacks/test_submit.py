@@ -15,7 +15,7 @@ from uuid import UUID
 
 import pytest
 from prefect import get_client
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 from zenml.client import Client
@@ -332,9 +332,17 @@ def test_schedules_fire_and_follow(
     proof("A ZenML schedule fires as a run of its own; update, deactivate, activate, delete follow", 1, "seen")
 
 
-def test_the_worker_is_told_no_secret(there: Services) -> None:
+def test_the_worker_is_told_no_secret(module: ModuleType, there: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAUNTLET_SECRET", "hunter2-of-this-test")
+    module.pooled.with_options(settings={"orchestrator": {"synchronous": False}})()
+    assert PREFECT_API_URL.value() == there.url
     with get_client(sync_client=True) as client:
-        for flow_run in client.read_flow_runs():
-            assert set(flow_run.parameters) <= {"snapshot_id", "run_id"}
-            assert all(UUID(each) for each in flow_run.parameters.values())
-    assert PREFECT_API_URL.value() == there.url and StateType.CRASHED
+        flow_run = client.read_flow_run(flow_run_of(last_run("pooled")).id)
+        assert flow_run.deployment_id is not None
+        deployment = client.read_deployment(flow_run.deployment_id)
+    assert set(flow_run.parameters) == {"snapshot_id", "run_id"}
+    assert all(UUID(each) for each in flow_run.parameters.values())
+    assert set(flow_run.job_variables or {}) <= {"working_dir"}
+    assert "hunter2" not in flow_run.model_dump_json() + deployment.model_dump_json()
+    assert not deployment.job_variables and not deployment.parameters
+    awaited(lambda: flow_run_of(last_run("pooled")).state.is_final(), "the run's end")  # type: ignore[union-attr]

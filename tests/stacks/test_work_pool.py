@@ -2,26 +2,34 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import httpx
 import pytest
-from prefect.client.schemas.objects import StateType, WorkPool
+from prefect.client.schemas.objects import FlowRun, StateType, TaskRun, WorkPool
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
+from prefect.exceptions import ObjectNotFound
 from prefect.server.schemas.schedules import RRuleSchedule as ServerRule
-from prefect.states import AwaitingRetry, Cancelled, Late, Paused, Retrying, State, Suspended
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import AwaitingRetry, Cancelled, Completed, Late, Paused, Retrying, Running, State, Suspended
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 from zenml.config.resource_settings import ResourceSettings
 from zenml.enums import ExecutionStatus
 from zenml.models import ScheduleResponse
+from zenml.orchestrators.exceptions import PipelineSubmissionError
 
+from stacks.orchestrator import flow_run, orchestrator, outcome, schedules
 from stacks.orchestrator.flavor import PrefectOrchestratorConfig
 from stacks.orchestrator.outcome import status_of
 from stacks.orchestrator.schedules import prefect_schedule
-from stacks.orchestrator.work_pool import Refused, job_variables
+from stacks.orchestrator.submit import submission
+from stacks.orchestrator.work_pool import Refused, find_pool, job_variables
 
 LARGEST = [
     ResourceSettings(cpu_count=0.5, memory="2GiB"),
@@ -62,6 +70,30 @@ def test_docker_jobs_have_a_limit_of_memory_in_dockers_units() -> None:
     template = {"variables": {"properties": {"mem_limit": {"type": "string"}, "gpu_count": {"type": "integer"}}}}
     variables = job_variables(pool("docker", template), [*LARGEST[:1], ResourceSettings(gpu_count=2)], {}, "/usr")
     assert variables == {"mem_limit": "2048m", "gpu_count": 2}
+
+
+def test_a_refusal_names_the_server_without_its_password() -> None:
+    class Empty:
+        api_url = "https://me:hunter2@prefect.example/api/"
+
+        def read_work_pool(self, _: str) -> WorkPool:
+            raise ObjectNotFound(Exception())
+
+        def read_work_pools(self, limit: int) -> list[WorkPool]:
+            return []
+
+    with pytest.raises(Refused, match=r"^Prefect at https://prefect\.example/api has no work pool 'there'"):
+        find_pool(cast(Any, Empty()), "there", None)
+
+
+def test_a_server_that_goes_away_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stacks.orchestrator.submit.require_answer", lambda _: None)
+    with (
+        temporary_settings({PREFECT_API_URL: "https://me:hunter2@prefect.example/api"}),
+        pytest.raises(PipelineSubmissionError, match=r"Prefect at https://prefect\.example/api does not answer"),
+        submission(None),
+    ):
+        raise httpx.ConnectError("refused")
 
 
 def test_an_unknown_variable_is_refused_with_those_that_exist() -> None:
@@ -150,3 +182,122 @@ def test_schedules_need_a_work_pool(caplog: pytest.LogCaptureFixture) -> None:
     assert "set the orchestrator's work_pool" in caplog.text
     assert PrefectOrchestratorConfig(work_pool="there").is_synchronous
     assert not PrefectOrchestratorConfig(work_pool="there", synchronous=False).is_synchronous
+
+
+class Paged:
+    """Prefect's client for one flow run whose task runs come three at a time."""
+
+    def __init__(self, states: list[State[Any]]) -> None:
+        self.flow_run = FlowRun(id=uuid4(), flow_id=uuid4(), state=Running())
+        self.tasks = [TaskRun(id=uuid4(), task_key="t", dynamic_key="0", state=state) for state in states]
+        self.ended: list[UUID] = []
+
+    def read_flow_run(self, _: UUID) -> FlowRun:
+        return self.flow_run
+
+    def read_task_runs(self, flow_run_filter: object, sort: object, offset: int) -> list[TaskRun]:
+        return self.tasks[offset : offset + 3]
+
+    def set_task_run_state(self, task_id: UUID, state: State[Any], force: bool) -> None:
+        self.ended.append(task_id)
+
+    def set_flow_run_state(self, flow_run_id: UUID, state: State[Any], force: bool) -> None:
+        self.ended.append(flow_run_id)
+
+
+def test_all_task_runs_of_a_large_flow_run_are_read_and_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Paged([Running(), Completed(), Running(), Running(), Completed(), Running(), Running()])
+    monkeypatch.setattr(flow_run, "prefect_client", lambda: nullcontext(client))
+    _, tasks = flow_run.read_states(client.flow_run.id)
+    assert tasks == client.tasks
+    flow_run.mark_crashed(client.flow_run.id, "gone")
+    open_ones = [task.id for task in client.tasks if task.state and task.state.is_running()]
+    assert client.ended == [*open_ones, client.flow_run.id]
+
+
+def test_all_open_steps_of_a_large_run_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [SimpleNamespace(id=uuid4(), status=ExecutionStatus.RUNNING) for _ in range(5)]
+    stopped: list[UUID] = []
+
+    def list_run_steps(pipeline_run_id: UUID, page: int = 1, **_: object) -> Any:
+        return SimpleNamespace(items=steps[2 * page - 2 : 2 * page], index=page, total_pages=3, total=5)
+
+    monkeypatch.setattr(outcome, "Client", lambda: SimpleNamespace(list_run_steps=list_run_steps))
+    monkeypatch.setattr(
+        outcome.publish_utils, "publish_step_run_status_update", lambda *given: stopped.append(given[0])
+    )
+    outcome._stop_open_steps(uuid4())
+    assert stopped == [each.id for each in steps]
+
+
+@pytest.mark.parametrize(
+    ("begun", "beat", "every", "silent"),
+    [
+        (300, None, 180, False),  # it has begun lately
+        (3_000, None, 180, False),  # it gives no signs at all
+        (3_000, 500, 180, False),
+        (3_000, 600, 180, True),
+        (3_000, 600, 900, False),  # the user's own frequency
+        (3_000, 2_900, 900, True),
+    ],
+)
+def test_a_flow_run_is_silent_when_three_signs_are_missing(
+    begun: int, beat: int | None, every: float, silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    run = FlowRun(id=uuid4(), flow_id=uuid4(), state=Running(timestamp=now - timedelta(seconds=begun)))
+    beats = [SimpleNamespace(occurred=now - timedelta(seconds=beat))] if beat else []
+    client = cast(Any, SimpleNamespace(read_events=lambda *_, **__: SimpleNamespace(events=beats)))
+    assert outcome.silent_since(client, run, every) == (beats[0].occurred if silent else None)
+    marked: list[str] = []
+    monkeypatch.setattr(orchestrator, "prefect_client", lambda: nullcontext(client))
+    monkeypatch.setattr(orchestrator, "read_flow_run", lambda _: run)
+    monkeypatch.setattr(orchestrator, "mark_crashed", lambda _, reason: marked.append(reason))
+    orchestrator._mark_if_silent(run.id, every)
+    assert [reason[:30] for reason in marked] == ["Its process gave no sign since"] * silent
+
+
+def test_a_larger_heartbeat_frequency_of_the_user_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    @contextmanager
+    def without_heartbeats() -> Iterator[None]:
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+
+    def look(_: object, every: float) -> None:
+        asked.append(every)
+        raise LookupError("seen")
+
+    monkeypatch.setattr(orchestrator, "prefect_api", without_heartbeats)
+    monkeypatch.setattr(orchestrator, "_bury_dead_runs", lambda: None)
+    monkeypatch.setattr(orchestrator, "_mark_if_silent", look)
+    run = cast(Any, SimpleNamespace(name="one", orchestrator_run_id=str(uuid4())))
+    for frequency in (900, 30):
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: frequency}), pytest.raises(LookupError):
+            orchestrator.PrefectOrchestrator.fetch_status(cast(Any, None), run)
+    assert asked == [900, 180]
+
+
+@pytest.mark.parametrize(
+    ("before", "zone"),
+    [
+        (IntervalSchedule(interval=timedelta(hours=1)), "Europe/Berlin"),
+        (RRuleSchedule(rrule="DTSTART:20300101T000000Z\nRRULE:FREQ=DAILY;COUNT=1"), "Europe/Berlin"),
+        (CronSchedule(cron="0 1 * * *", timezone="Asia/Tokyo"), "Asia/Tokyo"),
+    ],
+)
+def test_a_schedule_that_becomes_a_cron_expression_is_in_the_zone_of_the_settings(
+    before: Any, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, made = uuid4(), []
+    known = SimpleNamespace(id=uuid4(), slug="zenml", schedule=before)
+    deployment = SimpleNamespace(id=uuid4(), schedules=[known], parameters={"snapshot_id": str(snapshot)})
+    client = SimpleNamespace(update_deployment_schedule=lambda *_, schedule, **__: made.append(schedule))
+    monkeypatch.setattr(schedules, "submission", lambda _: nullcontext())
+    monkeypatch.setattr(schedules, "prefect_api", nullcontext)
+    monkeypatch.setattr(schedules, "prefect_client", lambda: nullcontext(client))
+    monkeypatch.setattr(schedules, "_deployment", lambda *_: deployment)
+    update = cast(Any, SimpleNamespace(cron_expression="0 3 * * *", active=None))
+    schedules.update_schedule(cast(Any, None), update, {snapshot: "Europe/Berlin"}.__getitem__)
+    assert made == [CronSchedule(cron="0 3 * * *", timezone=zone)]

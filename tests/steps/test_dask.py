@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from bentos.release import Release
+from flows import backends
 from models.config import ModelConfig
 from models.errors import ConfigError, WorkError
 from steps.cluster import Cluster, cluster
@@ -140,6 +142,46 @@ def test_a_family_that_trains_in_memory_says_so(
     assert said in caplog.text
 
 
+def _processing(dask: Cluster) -> list[str]:
+    """What the workers are at."""
+    return [str(key) for keys in dask.client.processing().values() for key in keys]
+
+
+def test_work_is_given_up_when_no_worker_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr("steps.cluster.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("steps.cluster.DESERTED_SECONDS", 0.2)
+    options: dict[str, object] = {"n_workers": 0, "processes": False, "dashboard_address": None}
+    with LocalCluster(**options) as empty, Client(empty, set_as_default=False) as client, client.as_current():
+        alone = Cluster(client, "score", 0, "")
+        with pytest.raises(WorkError, match=r"score: no Dask worker was left for 0\.2 seconds"):
+            alone.each(abs, [-1, -2])
+
+
+def test_a_given_scheduler_s_workers_need_the_same_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    with backends.dask_cluster({"GAUNTLET_SECRET": "test-secret"}, workers=1) as address:
+        monkeypatch.setenv("GAUNTLET_DASK", address)
+        with cluster("score") as given:
+            assert given.each(pow, [2, 3], 2) == [4, 9]
+            assert given.limit > 0
+        monkeypatch.setenv("GAUNTLET_SECRET", "another")
+        with (
+            pytest.raises(WorkError, match=r"score: Dask workers at .* make other pseudonyms.*GAUNTLET_SECRET"),
+            cluster("score"),
+        ):
+            pass
+
+
+def test_only_who_has_the_keys_uses_workers_of_this_machine(dask: Cluster) -> None:
+    from distributed import Client
+
+    address = dask.client.scheduler.address
+    assert address.startswith("tls://127.0.0.1:") and all(worker.startswith("tls://") for worker in dask.workers)
+    with pytest.raises((OSError, TypeError)):
+        Client(address.replace("tls://", "tcp://"), timeout=1, set_as_default=False)
+
+
 def _hold(_: int, mebibytes: int) -> int:
     held = []
     for _ in range(mebibytes // 32):
@@ -169,10 +211,15 @@ def test_a_worker_lost_while_boosting_ends_the_training_and_the_next_one_succeed
 ) -> None:
     monkeypatch.setenv("GAUNTLET_DASK_WORKERS", "2")
     with cluster("train") as running:
-        import threading
-
         pids = list(running.client.run(os.getpid).values())
-        killer = threading.Timer(4.0, os.kill, (pids[0], signal.SIGKILL))
+
+        def kill_once_it_boosts() -> None:
+            until = time.monotonic() + 240
+            while not any("dispatched_train" in key for key in _processing(running)) and time.monotonic() < until:
+                time.sleep(0.1)
+            os.kill(pids[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_once_it_boosts)
         killer.start()
         with pytest.raises(WorkError, match="train: a Dask worker was lost"):
             fit_boosted(running, learnt.config, {"n_estimators": 200_000, "max_depth": 2}, learnt.train, learnt.sample)
