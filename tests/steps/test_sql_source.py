@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from models.config import ModelConfig
+from models.config import ModelConfig, SqlSource
 from models.errors import LIMIT, ConfigError, DataError
 from stacks.home import home_dir
+from steps import database
 from steps.ingest import ingest_frame, source_digest, source_line
 from tests.steps.services import filled, server, sqlite
 from tests.steps.tables import SECRETS, make_config, make_table, write
@@ -243,6 +244,13 @@ def test_variables_are_filled_in_as_they_are(monkeypatch: pytest.MonkeyPatch) ->
         assert ingest_frame(_config("${WHOLE}", query, columns=columns)).rows == 2
     finally:
         _execute(url, f"DROP USER '{reader}'@'127.0.0.1', '{reader}'@'localhost'")
+
+
+def test_a_key_that_an_address_has_twice_is_kept_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So PostgreSQL's driver is told of several hosts."""
+    monkeypatch.setenv("DB_HOST", "two:5433")
+    source = SqlSource(name="base", kind="sql", url="postgresql://me@/x?host=one:5432&host=${DB_HOST}&a=b", query="-")
+    assert dict(database._url(source, "here").query) == {"host": ("one:5432", "two:5433"), "a": "b"}
 
 
 def test_wrong_addresses_are_configuration_errors(monkeypatch: pytest.MonkeyPatch) -> None:
