@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -110,7 +110,7 @@ class _Crew:
     watch: Watch
     _waiting: list[str] = field(default_factory=list)
     _results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _lanes: set[Lane] = field(default_factory=set)
+    _lanes: dict[int, Lane] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _closed: bool = False
 
@@ -119,13 +119,12 @@ class _Crew:
         self._waiting = list(reversed(names))
         with self._ending_lanes(), ThreadPoolExecutor(lanes) as threads:
             try:
-                first, *others = [self._open() for _ in range(lanes)]
-                first.prepare()
+                for number in range(lanes):  # all start while the first one prepares
+                    with suppress(WorkError):
+                        self._lane(number)
+                self._prepare()
                 # Prefect's settings, client and flow run are in the context, which threads do not inherit.
-                work = [
-                    threads.submit(contextvars.copy_context().run, self._work, number, lane)
-                    for number, lane in enumerate([first, *others])
-                ]
+                work = [threads.submit(contextvars.copy_context().run, self._work, number) for number in range(lanes)]
                 for done in work:
                     done.result()
             except BaseException:
@@ -140,7 +139,19 @@ class _Crew:
         finally:
             self._close()
 
-    def _open(self) -> Lane:
+    def _prepare(self) -> None:
+        try:
+            self._lane(0).prepare()
+        except LaneLost:
+            self._lane(0).prepare()
+
+    def _lane(self, number: int) -> Lane:
+        """Lane `number`, another one where it is used up or lost."""
+        lane = self._lanes.get(number)
+        if lane and not lane.used_up:
+            return lane
+        if lane:
+            lane.close()
         shown = PREFECT_UI_URL.value()
         env = {**os.environ, **({"PREFECT_UI_URL": shown} if shown else {})}
         if url := PREFECT_API_URL.value():
@@ -148,15 +159,17 @@ class _Crew:
         with self._guard:
             if self._closed:
                 raise WorkError("interrupted")
-            lane = Lane(env)
-            self._lanes.add(lane)
+            try:
+                lane = self._lanes[number] = Lane(env)
+            except OSError as error:
+                raise WorkError(f"no process to train in could be started: {error.strerror}") from error
         return lane
 
     def _close(self) -> None:
         with self._guard:
             self._closed = True
             self._waiting.clear()
-            lanes = list(self._lanes)
+            lanes = list(self._lanes.values())
             self._lanes.clear()
         enders = [threading.Thread(target=lane.close) for lane in lanes]
         for ender in enders:
@@ -168,20 +181,15 @@ class _Crew:
         with self._guard:
             return self._waiting.pop() if self._waiting else None
 
-    def _work(self, number: int, lane: Lane) -> None:
-        """Train one waiting model after another in lane `number`, which is replaced when it is used up or lost."""
+    def _work(self, number: int) -> None:
+        """Train one waiting model after another in lane `number`."""
         while (model := self._next()) is not None:
-            if lane.used_up:
-                lane.close()
-                with self._guard:
-                    self._lanes.discard(lane)
-                lane = self._open()
-            result = self._train(number, lane, model)
+            result = self._train(number, model)
             if not self._closed:
                 self._results[model] = result
                 self.watch.finished(result)
 
-    def _train(self, number: int, lane: Lane, model: str) -> dict[str, Any]:
+    def _train(self, number: int, model: str) -> dict[str, Any]:
         started = time.monotonic()
         said: dict[str, Any] = {}
 
@@ -194,7 +202,7 @@ class _Crew:
         tell({})
         try:
             task_run_id = _placeholder(self.flow_run_id, model)
-            result = lane.train(replace(self.order, model=model, parent_task_run_id=task_run_id), tell)
+            result = self._lane(number).train(replace(self.order, model=model, parent_task_run_id=task_run_id), tell)
         except LaneLost as lost:
             error = f"{said['step']}: {lost}" if "step" in said else str(lost)
             _mark_crashed(said.get("flow_run_id"), error)

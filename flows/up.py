@@ -45,7 +45,8 @@ def up() -> int:
             pass
     except AlreadyAnnounced as there:
         raise ConfigError(f"it is up already: {there}; Ctrl-C there ends it") from None
-    prefect, mlflow = free_ports((int(os.environ.get("PREFECT_SERVER_API_PORT", PREFECT_PORT)), MLFLOW_PORT))
+    wanted = {"PREFECT_SERVER_API_PORT": PREFECT_PORT, "MLFLOW_PORT": MLFLOW_PORT}
+    prefect, mlflow = free_ports([int(os.environ.get(name, port)) for name, port in wanted.items()])
     env = services_environment(prefect, mlflow)
     err.print("Starting Prefect server, worker and MLflow UI; Ctrl-C ends them.")
     try:

@@ -132,7 +132,10 @@ def _url(source: SqlSource, where: str) -> URL:
                 password=expand(str(url.password or ""), where) or None,
                 host=expand(url.host or "", where) or None,
                 database=expand(url.database or "", where) or None,
-                query={key: expand(text, where) for key, text in url.query.items() if isinstance(text, str)},
+                query={
+                    key: expand(text, where) if isinstance(text, str) else tuple(expand(each, where) for each in text)
+                    for key, text in url.query.items()
+                },
             )
     except (ArgumentError, ValueError):
         raise ConfigError(

@@ -22,7 +22,7 @@ from steps.apart import apart
 from steps.build import unpack
 
 TOLERANCE = 1e-6
-READY_SECONDS = 90.0
+READY_SECONDS = 240.0
 _SINGLES = 100
 _SINGLES_SECONDS = 4.0
 

@@ -166,11 +166,11 @@ def _check_status(response: httpx.Response, url: str, where: str) -> None:
 
 def _retry_after(response: httpx.Response) -> float:
     value = response.headers.get("retry-after", "")
-    if value.isdigit():
-        return float(value)
     try:
+        if value.isdecimal():
+            return float(value)
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())

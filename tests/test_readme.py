@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
+from tests.ports import free_port, ports_of_up
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,18 +52,17 @@ def _run(clone: Path, command: str, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def _up(clone: Path) -> Iterator[None]:
     """`make up`, from the first address it prints until standard input of its tether closes."""
     line = "source .venv/bin/activate && exec python -m stacks.orchestrator.tether -- make up"
     up = subprocess.Popen(
-        ["bash", "-c", line], cwd=clone, env=_env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ["bash", "-c", line],
+        cwd=clone,
+        env=_env() | ports_of_up(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert up.stdin is not None and up.stdout is not None
     try:
@@ -72,7 +72,7 @@ def _up(clone: Path) -> Iterator[None]:
     finally:
         up.stdin.close()
         up.stdout.close()
-        up.wait(timeout=60)
+        up.wait(timeout=240)
 
 
 def _two_models(clone: Path) -> dict[str, str]:
@@ -87,7 +87,7 @@ def _two_models(clone: Path) -> dict[str, str]:
 @contextmanager
 def _served(clone: Path, command: str, path: str) -> Iterator[int]:
     """Start a server of the README on a free port, tethered to this process; ready when `path` answers."""
-    port = _free_port()
+    port = free_port()
     line = f"source .venv/bin/activate && exec python -m stacks.orchestrator.tether -- env {command} --port {port}"
     server = subprocess.Popen(
         ["bash", "-c", line],
@@ -98,7 +98,7 @@ def _served(clone: Path, command: str, path: str) -> Iterator[int]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5).read()

@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -21,8 +20,9 @@ from stacks.home import clone_dir
 from stacks.ledger import Entry, Ledger
 from stacks.orchestrator.tether import tethered
 from steps.apart import apart
+from tests.ports import free_port
 
-READY_SECONDS = 180.0
+READY_SECONDS = 240.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Service:
 
     def exchange(self, method: str, path: str, data: Any = None, **headers: str) -> tuple[int, Any, Message]:
         """`ask`, and the headers of the answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             body = None if data is None else json.dumps(data).encode()
             connection.request(method, path, body, {"Content-Type": "application/json", **headers})
@@ -59,7 +59,7 @@ class Service:
         finally:
             connection.close()
 
-    def until(self, what: Callable[[], bool], seconds: float = 60.0) -> float:
+    def until(self, what: Callable[[], bool], seconds: float = 240.0) -> float:
         """Wait for something; the seconds that it took."""
         begun = time.monotonic()
         while not what():
@@ -77,9 +77,7 @@ class Service:
 def following(home: Path, database: str | None = None, workers: int = 2, **environment: str) -> Iterator[Service]:
     """Serve what a ledger says, until the block ends; the service may not be ready yet when it begins."""
     url = database or f"sqlite:///{home / 'gauntlet.db'}"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     env = apart(home) | {"GAUNTLET_DATABASE": url, "GAUNTLET_WORKERS": str(workers), **environment}
     said = home / "service.log"
     command = [sys.executable, "-m", "bentoml", "serve", "bentos.service:Gauntlet", "--port", str(port)]
@@ -143,7 +141,7 @@ class Clients:
             thread.join()
 
     def _ask(self, number: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
         while not self._ended.wait(self._pause):
             body, sent = self._bodies[number % len(self._bodies)], time.time()
             try:

@@ -1,7 +1,6 @@
 """Outcomes on both engines: told once, twice, in two ways, of nothing that was predicted."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -108,10 +107,8 @@ def test_ten_thousand_at_once(url: str) -> None:
     big = batch(NOW.timestamp(), MOST_ITEMS)
     write(url, big)
     told = [(f"{big.id}-{row}", row % 2 == 0) for row in range(MOST_ITEMS)]
-    start = time.monotonic()
     assert tell(url, *told).recorded == MOST_ITEMS
     assert tell(url, *told).repeated == MOST_ITEMS
-    assert time.monotonic() - start < 60
     assert len(stored(url)) == MOST_ITEMS
 
 

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
@@ -60,9 +61,9 @@ def logging_to(url: str, do: Callable[[PredictionLog], Coroutine[Any, Any, None]
         try:
             await do(log)
         finally:
-            assert log.close(10)
+            assert log.close(120)
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    asyncio.run(asyncio.wait_for(run(), 240))
 
 
 def write(url: str, *records: Record) -> None:
@@ -72,20 +73,28 @@ def write(url: str, *records: Record) -> None:
     logging_to(url, all_of_them)
 
 
-async def until(is_so: Callable[[], bool], seconds: float = 20) -> None:
+async def until(is_so: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, "it never came about"
         await asyncio.sleep(0.02)
 
 
-async def refused(writing: Awaitable[None], said: str) -> float:
-    """Seconds that it took to be refused."""
-    start = time.monotonic()
+async def refused(writing: Awaitable[None], said: str) -> None:
     with pytest.raises(LogUnavailable, match=said) as caught:
         await writing
     assert caught.value.retry_after >= 1
-    return time.monotonic() - start
+
+
+async def refused_at_once(writing: "asyncio.Future[None]", said: str) -> None:
+    assert writing.done(), "it was refused before anything else ran"
+    await refused(writing, said)
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take its time for a commit."""
+    monkeypatch.setattr(module, "PATIENCE", 60)
 
 
 def test_what_is_written_is_read_back(url: str) -> None:
@@ -225,10 +234,17 @@ def test_many_share_a_commit_and_nothing_is_opened_before_the_first(url: str, st
     async def write_many(log: PredictionLog) -> None:
         assert (log._thread, stores) == (None, [])
         await log.write(single())
-        insert = stores[0].insert
-        stores[0].insert = lambda table, rows: groups.append(len(rows)) or insert(table, rows)
+        insert, all_wait = stores[0].insert, threading.Event()
+
+        def insert_held(table: str, rows: list[Any]) -> None:
+            assert all_wait.wait(120)
+            groups.append(len(rows))
+            insert(table, rows)
+
+        stores[0].insert = insert_held
         futures = [log.write(single()) for _ in range(200)]
         assert log.depth == 200
+        all_wait.set()
         await asyncio.gather(*futures)
         assert (log.depth, log.fault, log.lost, len(stores)) == (0, None, 0, 1)
 
@@ -255,10 +271,10 @@ def test_too_much_that_waits_is_refused_at_once(tmp_path: Path) -> None:
     async def overfill(log: PredictionLog) -> None:
         huge = single(content=b'{"inputs": {}, "answer": "' + b"x" * 5_000 + b'"}')
         first = log.write(huge)
-        assert await refused(log.write(huge), "1 records wait") < 0.5
+        await refused_at_once(log.write(huge), "1 records wait")
         await first
         futures = [log.write(single()) for _ in range(10)]
-        assert await refused(log.write(single()), "10 records wait") < 0.5
+        await refused_at_once(log.write(single()), "10 records wait")
         log.offer(batch(time.time(), 7))
         await asyncio.gather(*futures)
         await until(lambda: log.lost == 7)
@@ -352,9 +368,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_is_said_and_got_over(small_disk: Path) -> None:
+def test_a_full_disk_is_said_and_got_over(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{small_disk / 'log.db'}"
     kept: list[str] = []
+    freed = threading.Event()
+    # What proves that the database is back is small, and may find room where a record did not.
+    monkeypatch.setattr(PredictionLog, "_pause", lambda log: freed.wait(120))
 
     async def fill_and_free(log: PredictionLog) -> None:
         kept.append((first := single()).id)
@@ -372,10 +391,11 @@ def test_a_full_disk_is_said_and_got_over(small_disk: Path) -> None:
                 await log.write(record)
                 kept.append(record.id)
         assert log.fault is not None and "full" in log.fault
-        assert await refused(log.write(single()), "full") < 0.5
+        await refused_at_once(log.write(single()), "full")
         log.offer(batch(time.time(), 5))
         await until(lambda: log.lost == 5)
         filler.unlink()
+        freed.set()
         await until(lambda: log.fault is None)
         kept.append((last := single()).id)
         await log.write(last)
@@ -406,7 +426,7 @@ def test_a_database_that_is_gone_is_asked_for_until_it_is_back(caplog: pytest.Lo
             await log.write(single())
             _execute(POSTGRES, f"ALTER SCHEMA {name} RENAME TO {name}_away")
             await refused(log.write(single()), "cannot be written")
-            assert await refused(log.write(single()), "cannot be written") < 0.5
+            await refused_at_once(log.write(single()), "cannot be written")
             await until(lambda: "InvalidSchemaName" in str(log.fault))
             _execute(POSTGRES, f"ALTER SCHEMA {name}_away RENAME TO {name}")
             await until(lambda: log.fault is None)
@@ -425,8 +445,8 @@ def test_a_locked_file_is_waited_for_and_then_said(tmp_path: Path) -> None:
         await log.write(single())
         other = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        assert 1 < await refused(log.write(single()), "database is locked") < 10
-        assert await refused(log.write(single()), "database is locked") < 0.5
+        await refused(log.write(single()), "database is locked")
+        await refused_at_once(log.write(single()), "database is locked")
         other.execute("ROLLBACK")
         other.close()
         await until(lambda: log.fault is None)
@@ -438,14 +458,14 @@ def test_a_locked_file_is_waited_for_and_then_said(tmp_path: Path) -> None:
 
 def test_a_writer_that_hangs_does_not_let_answers_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path / 'log.db'}"
-    monkeypatch.setattr(module, "PATIENCE", 1)
 
     async def hang(log: PredictionLog) -> None:
         await log.write(single())
-        with (tmp_path / "log.db.turn").open("ab") as turns:
+        with (tmp_path / "log.db.turn").open("ab") as turns, monkeypatch.context() as impatient:
+            impatient.setattr(module, "PATIENCE", 1)
             fcntl.flock(turns, fcntl.LOCK_EX)
-            assert await refused(log.write(single()), "no commit in 1 s") < 10
-            assert await refused(log.write(single()), "no commit in 1 s") < 0.5
+            await refused(log.write(single()), "no commit in 1 s")
+            await refused_at_once(log.write(single()), "no commit in 1 s")
             assert log.depth == 0
         await until(lambda: log.fault is None)
         await log.write(single())
@@ -461,7 +481,7 @@ def test_a_database_that_was_never_there_is_found_when_it_comes(tmp_path: Path) 
     async def come(log: PredictionLog) -> None:
         log.start()
         await until(lambda: log.fault is not None)
-        assert await refused(log.write(single()), "unable to open database file") < 0.5
+        await refused_at_once(log.write(single()), "unable to open database file")
         place.rmdir()
         await until(lambda: log.fault is None)
         await log.write(single())

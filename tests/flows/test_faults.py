@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,7 +78,7 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(place: Place, small_disk: bo
     assert "Traceback" not in said
     refused = place.gauntlet("run", "toy")
     assert refused.code == 1
-    assert refused.json is not None and refused.json["error"].startswith("the disk is full: 0 MiB")
+    assert refused.json is not None and re.match(r"the disk is full: \d+ MiB", refused.json["error"])
     (place.home / "filler").unlink()
     assert _champions(place) == before
     health = place.gauntlet("doctor")

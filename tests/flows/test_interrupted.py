@@ -28,12 +28,12 @@ def _of_home(place: Place) -> list[psutil.Process]:
     return found
 
 
-def _left(place: Place, patience: float = 20) -> list[str]:
-    """Command lines of processes of this home that are still there after they had time to notice."""
+def _left(place: Place, patience: float = 240) -> list[psutil.Process]:
+    """Processes of this home that are still there after they had time to notice."""
     deadline = time.monotonic() + patience
     while (found := _of_home(place)) and time.monotonic() < deadline:
         psutil.wait_procs(found, timeout=0.5)
-    return [" ".join(process.cmdline()) for process in found if process.is_running()]
+    return [process for process in found if process.is_running()]
 
 
 def _obey_ctrl_c() -> None:
@@ -62,7 +62,7 @@ def _interrupt(place: Place, step: str, sent: signal.Signals) -> None:
     else:
         pytest.fail(f"{step} never started:\n{''.join(said)[-3000:]}")
     said.append(process.stderr.read())
-    code = process.wait(timeout=60)
+    code = process.wait(timeout=240)
     assert code == (130 if sent == signal.SIGINT else -signal.SIGKILL), f"at {step}: {''.join(said)[-3000:]}"
 
 

@@ -14,7 +14,7 @@ from bentos.outcomes import MOST_ITEMS
 from stacks.alerts import read_alerts
 from stacks.findings import read_findings
 from stacks.ledger import Ledger
-from tests.bentos.following import Service, following, is_ready
+from tests.bentos.following import READY_SECONDS, Service, following, is_ready
 from tests.flows.conftest import Place
 from tests.steps.website import Answer, Website, website
 
@@ -99,7 +99,7 @@ def hospital(place: Place, tmp_path: Path) -> Iterator[Hospital]:
         assert first.json and first.json["verdict"] == "promoted", first.printed[-3000:]
         database = f"sqlite:///{place.home / 'gauntlet.db'}"
         with following(tmp_path / "serving", database, workers=1, GAUNTLET_SERVE=MODEL) as service:
-            service.until(lambda: is_ready(service), 120)
+            service.until(lambda: is_ready(service), READY_SECONDS)
             yield Hospital(place, service, hook, Ledger(database))
 
 

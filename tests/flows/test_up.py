@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.up import free_ports, services_environment
 from stacks.orchestrator.announcement import announced_url
 from tests.flows.conftest import Place
+from tests.ports import free_port, ports_of_up
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 600.0
@@ -36,6 +38,12 @@ def _of_home(place: Place) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def _is_server(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.name().startswith("python") and "service.py" in process.cmdline()[-1]
+    return False
 
 
 def _await(there: Callable[[], Any], patience: float = PATIENCE) -> Any:
@@ -85,7 +93,7 @@ with tethered([sys.executable, "-m", "flows.up", "hold", sys.argv[1]]) as proces
 @pytest.fixture
 def held(place: Place, tmp_path: Path) -> "subprocess.Popen[str]":
     """A Procfile of two small services, held as `make up` holds the real ones."""
-    (port,) = free_ports((4400,))
+    port = free_port()
     (tmp_path / "service.py").write_text(SERVICE.replace("PORT", str(port)))
     sleeper = "python -c 'import time; time.sleep(600)'"
     (tmp_path / "Procfile").write_text(f"server: python {tmp_path / 'service.py'}\nother: {sleeper} & {sleeper}\n")
@@ -103,21 +111,21 @@ def held(place: Place, tmp_path: Path) -> "subprocess.Popen[str]":
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["kill -9", "Ctrl-C", "kill"])
 def test_nothing_is_left_however_it_ends(place: Place, held: "subprocess.Popen[str]", sent: signal.Signals) -> None:
     prefect_home = place.home / "prefect"
-    assert _await(lambda: announced_url(prefect_home), 60)
+    assert _await(lambda: announced_url(prefect_home), 240)
     assert len(_of_home(place)) > 5
     os.kill(held.pid, sent)
-    held.wait(60)
-    assert _await(lambda: not _of_home(place), 60), [process.cmdline() for process in _of_home(place)]
+    held.wait(240)
+    assert _await(lambda: not _of_home(place), 240), _of_home(place)
     assert announced_url(prefect_home) is None
     assert not (prefect_home / "profiles.toml").exists()
 
 
 def test_when_one_service_ends_so_do_the_others(place: Place, held: "subprocess.Popen[str]") -> None:
-    assert _await(lambda: announced_url(place.home / "prefect"), 60)
-    (server,) = [p for p in _of_home(place) if p.name().startswith("python") and "service.py" in p.cmdline()[-1]]
+    assert _await(lambda: announced_url(place.home / "prefect"), 240)
+    (server,) = [p for p in _of_home(place) if _is_server(p)]
     server.kill()
-    assert held.wait(60) != 0
-    assert _await(lambda: not _of_home(place), 60)
+    assert held.wait(240) != 0
+    assert _await(lambda: not _of_home(place), 240)
 
 
 @pytest.mark.prove
@@ -126,7 +134,11 @@ def test_deployments_run_schedules_fire_and_a_failure_is_one(
 ) -> None:
     log = (tmp_path / "up.log").open("w+")
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.up"], env=place.env, stdout=log, stderr=log, preexec_fn=_obey_ctrl_c
+        [sys.executable, "-m", "flows.up"],
+        env=place.env | ports_of_up(),
+        stdout=log,
+        stderr=log,
+        preexec_fn=_obey_ctrl_c,
     )
     prefect_home = place.home / "prefect"
     assert _await(lambda: "In another shell" in Path(log.name).read_text() or process.poll() is not None)
@@ -161,7 +173,7 @@ def test_deployments_run_schedules_fire_and_a_failure_is_one(
         assert _await(lambda: ("COMPLETED", True) in states()), states()
     process.kill()
     process.wait()
-    assert _await(lambda: not _of_home(place), 60), [each.cmdline() for each in _of_home(place)]
+    assert _await(lambda: not _of_home(place), 240), _of_home(place)
     assert announced_url(prefect_home) is None
     proof(
         "make up: deployments train and watch, one fails, a schedule fires, a run joins; kill -9 leaves nothing",

@@ -18,9 +18,9 @@ from prefect.workers.process import ProcessWorker
 from zenml.client import Client
 from zenml.enums import StackComponentType
 
-from flows.up import free_ports
 from stacks.orchestrator.tether import tethered
 from stacks.stack_file import ensure_active
+from tests.ports import free_port
 
 POOL = "test-pool"
 PATIENCE = 240.0
@@ -40,7 +40,7 @@ class Services:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (self.port,) = free_ports((14200,))
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
         self._processes: dict[str, ExitStack] = {}
 

@@ -12,9 +12,9 @@ import pytest
 from stacks.alerts import Message, Subject
 from stacks.orchestrator.tether import tethered
 from steps.sinks import to_alertmanager
+from tests.ports import free_port
 from tests.stacks.test_observability import (
     _asks,
-    _free_port,
     _pager,
     _says,
     _tool,
@@ -45,7 +45,7 @@ def alertmanager(tmp_path: Path) -> Iterator[tuple[int, Received]]:
         file.write_text(
             text.replace("group_wait: 5s", "group_wait: 0s").replace("group_interval: 1m", "group_interval: 1s")
         )
-        port, log = _free_port(), tmp_path / "alertmanager.log"
+        port, log = free_port(), tmp_path / "alertmanager.log"
         command = [program, "--config.file=alertmanager.yml", "--storage.path=alerts", "--cluster.listen-address="]
         command.append(f"--web.listen-address=127.0.0.1:{port}")
         with (
@@ -78,7 +78,7 @@ def test_one_alert_is_there_until_it_is_over(alertmanager: tuple[int, Received],
     assert active(port) == [("GauntletPerformance", "critical")]
     (there,) = _asks(port, "/api/v2/alerts")
     assert datetime.fromisoformat(there["endsAt"]) > datetime.now(UTC) + timedelta(days=93), "a quarter and a day"
-    _, page = received.get(timeout=30)
+    _, page = received.get(timeout=120)
     assert [one["status"] for one in page["alerts"]] == ["firing"]
     assert page["alerts"][0]["labels"] == {"alertname": "GauntletPerformance", "model": "wine", "severity": "critical"}
     assert page["alerts"][0]["annotations"]["runbook_url"] == "r/p.md"
@@ -86,7 +86,7 @@ def test_one_alert_is_there_until_it_is_over(alertmanager: tuple[int, Received],
     assert active(port) == []
     statuses = ["firing"]
     while statuses[-1] == "firing":
-        statuses += [one["status"] for one in received.get(timeout=30)[1]["alerts"]]
+        statuses += [one["status"] for one in received.get(timeout=120)[1]["alerts"]]
     assert statuses[-1] == "resolved" and len(statuses) <= 3
 
 

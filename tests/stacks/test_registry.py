@@ -1,5 +1,4 @@
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 from models.errors import WorkError
 from stacks import registry, runs
 from stacks.home import environment
+from tests.ports import free_port
 
 SCRIPT = """
 from pathlib import Path
@@ -256,9 +256,7 @@ def test_credentials_of_a_url_are_not_repeated() -> None:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A real MLflow server on a free port, which this process' tools use."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     homes = {name: value for name, value in environment(tmp_path).items() if name.startswith("MLFLOW_")}
     homes.pop("MLFLOW_TRACKING_URI")
     homes.pop("MLFLOW_DEFAULT_ARTIFACT_ROOT")
@@ -271,7 +269,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         )
         try:
             url = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 240
             while not _healthy(url):
                 assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
                 time.sleep(0.2)
@@ -279,7 +277,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             yield url
         finally:
             os.killpg(process.pid, 15)
-            process.wait(20)
+            process.wait(120)
 
 
 def _healthy(url: str) -> bool:

@@ -130,8 +130,8 @@ def zenml_schedule(**given: Any) -> ScheduleResponse:
     return cast(ScheduleResponse, SimpleNamespace(**nothing | {"catchup": False} | given))
 
 
-NOW = datetime.now(UTC)
-HOUR = timedelta(hours=1)
+NOW = datetime.now(UTC)  # of the collection: the tests may run an hour later
+DAY = timedelta(days=1)
 
 
 def test_cron_schedules_have_the_time_zone_of_the_setting() -> None:
@@ -140,33 +140,33 @@ def test_cron_schedules_have_the_time_zone_of_the_setting() -> None:
 
 
 def test_an_interval_that_began_and_has_no_end_is_an_interval() -> None:
-    begin = (NOW - HOUR).replace(tzinfo=None)
-    made = prefect_schedule(zenml_schedule(start_time=begin, interval_second=HOUR), "UTC")
-    assert isinstance(made, IntervalSchedule) and made.interval == HOUR
+    begin = (NOW - DAY).replace(tzinfo=None)
+    made = prefect_schedule(zenml_schedule(start_time=begin, interval_second=DAY), "UTC")
+    assert isinstance(made, IntervalSchedule) and made.interval == DAY
     assert made.anchor_date == begin.replace(tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
     ("given", "times"),
     [
-        ({"start_time": NOW + HOUR, "interval_second": HOUR, "end_time": NOW + 3 * HOUR}, [1, 2, 3]),
-        ({"start_time": NOW + 2 * HOUR, "interval_second": HOUR}, [2, 3, 4, 5]),
-        ({"run_once_start_time": NOW + 5 * HOUR}, [5]),
+        ({"start_time": NOW + DAY, "interval_second": DAY, "end_time": NOW + 3 * DAY}, [1, 2, 3]),
+        ({"start_time": NOW + 2 * DAY, "interval_second": DAY}, [2, 3, 4, 5]),
+        ({"run_once_start_time": NOW + 5 * DAY}, [5]),
     ],
 )
 def test_a_begin_an_end_and_a_single_time_are_rules(given: dict[str, Any], times: list[int]) -> None:
     made = prefect_schedule(zenml_schedule(**given), "UTC")
     assert isinstance(made, RRuleSchedule)
     found = asyncio.run(ServerRule(rrule=made.rrule, timezone=made.timezone).get_dates(n=4, start=NOW))
-    assert found == [NOW.replace(microsecond=0) + number * HOUR for number in times]
+    assert found == [NOW.replace(microsecond=0) + number * DAY for number in times]
 
 
 @pytest.mark.parametrize(
     ("given", "timezone", "said"),
     [
         ({"cron_expression": "0 3 * * *", "catchup": True}, "UTC", "catchup"),
-        ({"cron_expression": "0 3 * * *", "end_time": NOW + HOUR}, "UTC", "no end: leave"),
-        ({"cron_expression": "0 3 * * *", "start_time": NOW + HOUR}, "UTC", "begins at once"),
+        ({"cron_expression": "0 3 * * *", "end_time": NOW + DAY}, "UTC", "no end: leave"),
+        ({"cron_expression": "0 3 * * *", "start_time": NOW + DAY}, "UTC", "begins at once"),
         ({"cron_expression": "every day"}, "UTC", "cron expression 'every day'"),
         ({"cron_expression": "0 3 * * *"}, "Berlin", "time zone 'Berlin'"),
     ],

@@ -282,7 +282,7 @@ def test_a_sample_of_the_chunks_is_logged_as_configured(
     configured(local, tmp_path / "half", PredictionLogging(sample=0.5))
     patients(400).to_csv(tmp_path / "in.csv", index=False)
     done = predict(order(tmp_path / "in.csv", tmp_path / "out.csv"))
-    assert done.rows == 400 and 100 <= done.logged <= 300
+    assert done.rows == 400
     ids = pd.read_csv(tmp_path / "out.csv")["prediction_id"]
     assert {one.id for one in logged(local)} == {i for i in ids if is_sampled(i.partition("-")[0], 0.5)}
 
@@ -292,9 +292,11 @@ def test_a_log_that_cannot_be_written(mode: Any, local: str, tmp_path: Path, mon
     configured(local, tmp_path / "other", PredictionLogging(mode=mode))
     patients(20).to_csv(tmp_path / "in.csv", index=False)
     wanted = order(tmp_path / "in.csv", tmp_path / "out.csv")
-    now = time.time()
+    # The month may end meanwhile.
+    tables = {table_of(new_id(time.time() + later)) for later in (0, 3_600)}
     with sqlite3.connect(tmp_path / "gauntlet.db") as connection:
-        connection.execute(f"CREATE VIEW {table_of(new_id(now))} AS SELECT 1 AS id")
+        for table in tables:
+            connection.execute(f"CREATE VIEW {table} AS SELECT 1 AS id")
     if mode == "best_effort":
         done = predict(wanted)
         assert (done.rows, done.logged, done.lost) == (20, 0, 20)
@@ -303,7 +305,8 @@ def test_a_log_that_cannot_be_written(mode: Any, local: str, tmp_path: Path, mon
         predict(wanted)
     assert not (tmp_path / "out.csv").exists()
     with sqlite3.connect(tmp_path / "gauntlet.db") as connection:
-        connection.execute(f"DROP VIEW {table_of(new_id(now))}")
+        for table in tables:
+            connection.execute(f"DROP VIEW {table}")
     assert predict(wanted).logged == 20
 
 

@@ -63,6 +63,21 @@ def test_a_score_is_that_of_the_whole_pipeline_fitted_fold_by_fold() -> None:
         assert folds.score(family, {}) == pytest.approx(np.mean(areas), abs=1e-9)
 
 
+def test_rows_are_prepared_once_a_fold_whatever_the_number_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, train = quick("wine"), rows_of("wine").train
+    prepared: list[bool] = []
+    build = crossval.build_preparation
+    monkeypatch.setattr(
+        crossval, "build_preparation", lambda *given, **how: prepared.append(how["scaled"]) or build(*given, **how)
+    )
+    folds = cross_validation(config, train)
+    for trial in range(1, 5):
+        folds.score("logistic_regression", {"C": float(trial)})
+        for family in ("random_forest", "xgboost"):
+            folds.score(family, {"n_estimators": trial})
+    assert sorted(prepared) == [False] * folds.count + [True] * folds.count, "forest and boosting share theirs"
+
+
 def test_little_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     config, train = quick("wine"), rows_of("wine").train
     whole = cross_validation(config, train).score("xgboost", {"n_estimators": 5})

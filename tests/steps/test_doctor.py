@@ -150,7 +150,7 @@ def test_records_of_prefect_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             finding = _one(doctor.check_server)
             assert (finding.ok, finding.cure) == (False, f"kill {deaf.pid}")
         finally:
-            deaf.communicate(b"\n", timeout=20)
+            deaf.communicate(b"\n", timeout=120)
 
 
 def test_another_database_than_the_stack_s(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 
 from models.config import ModelConfig
@@ -119,7 +120,7 @@ def test_nested_values_are_no_plain_values(serve: Serve) -> None:
 
 
 def test_the_server_is_asked_again_when_it_is_busy_or_breaks(serve: Serve, waits: list[float]) -> None:
-    at = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    at = format_datetime(datetime.now(UTC) + timedelta(seconds=web.LONGEST - 1), usegmt=True)
     faults = iter(
         [
             Answer(status=429, headers={"Retry-After": "7"}),
@@ -132,8 +133,27 @@ def test_the_server_is_asked_again_when_it_is_busy_or_breaks(serve: Serve, waits
     site = serve(lambda _: next(faults, None) or _json(ROWS))
     assert ingest_frame(_config(site.url, retries=5)).rows == 200
     assert len(site.asked) == 6 and len(waits) == 5
-    assert waits[0] == 7 and 15 < waits[1] <= 20 and waits[2] == web.LONGEST
+    assert waits[0] == 7 and 20 < waits[1] <= web.LONGEST - 1 and waits[2] == web.LONGEST
     assert 3 <= waits[3] <= 5 and 6 <= waits[4] <= 10, "half a second, doubling"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7),
+        ("1" * 400, web.LONGEST),
+        ("\xb2", 0),
+        ("soon", 0),
+        ("", 0),
+        ("-5", 0),
+        ("Mon, 01 Jan 2001 00:00:00 GMT", 0),
+        ("Mon, 01 Jan 2001 00:00:00 +99999999999999", 0),
+        ("Mon, 01 Jan 99999 00:00:00 GMT", 0),
+    ],
+)
+def test_whatever_a_server_says_about_later_is_no_error_of_ours(value: str, seconds: float) -> None:
+    response = httpx.Response(429, headers={"Retry-After": value.encode("latin-1")})
+    assert min(web._retry_after(response), web.LONGEST) == seconds
 
 
 def test_it_is_asked_so_often_and_no_more(serve: Serve, waits: list[float]) -> None:

@@ -179,7 +179,7 @@ def test_a_release_is_packaged_once(home: Path, tmp_path: Path, monkeypatch: pyt
     assert package == Package.model_validate_json(package.model_dump_json())
     assert package.smoke == "passed"
     assert package.tag == f"wine:{package.version:06d}"
-    assert 0 < package.p50_ms <= package.p95_ms < 1_000
+    assert 0 < package.p50_ms <= package.p95_ms
     stored = registry.fetch_file("wine", package.version, f"bento/{bento_file('wine', package.version)}", tmp_path)
     assert stored.stat().st_size == package.size_bytes
     assert not (home / "bentoml/bentos/wine").exists()  # not visible before it is promoted

@@ -120,12 +120,14 @@ def test_quarantine_counts_through_all_partitions(folder: Path, tmp_path: Path) 
 
 def test_personal_columns_are_pseudonyms_before_a_partition_is_written(tmp_path: Path) -> None:
     source = write_partitions(
-        tmp_path / "source", raw_table(300).assign(mail=lambda t: [f"p{n % 40}@x" for n in t.index]), 2
+        tmp_path / "source",
+        raw_table(300).assign(mail=lambda t: [f"p{n % 40}@clinic-4711.example" for n in t.index]),
+        2,
     )
     columns = {**parquet_config(source).model_dump(mode="json")["columns"], "mail": {"type": "text", "personal": True}}
     config = parquet_config(source, columns=columns, split={"by": "entity", "column": "mail"})
     parts = ingested(config, tmp_path / "raw")
-    assert b"@x" not in b"".join(path.read_bytes() for path in (tmp_path / "raw").iterdir())
+    assert b"@clinic-4711.example" not in b"".join(path.read_bytes() for path in (tmp_path / "raw").iterdir())
     assert whole(parts.frame)["mail"].str.startswith("p.").all()
     assert parts.frame.columns[-1] == "split_bucket"
 

@@ -110,6 +110,17 @@ def test_every_planted_effect_is_measurable(knob: str, strength: float) -> None:
     assert not any(value > expected[name] / 2 for name, value in measured.items() if name != knob)
 
 
+@pytest.mark.parametrize("knob", ["missing", "bias", "drift", "outliers"])
+def test_an_effect_begins_on_its_day(knob: str) -> None:
+    strength = {"missing": 0.5, "bias": 1.0, "drift": 2.0, "outliers": 0.05}[knob]
+    plain = MAKE(300, SEED, {"days": 30})
+    changed = MAKE(300, SEED, {"days": 30, knob: strength, f"{knob}_from": 20})
+    day = (plain["at"] - plain["at"].min()).dt.total_seconds() / 86_400
+    same = (plain == changed) | (plain.isna() & changed.isna())
+    touched = ~same.all(axis=1)
+    assert not touched[day < 20].any() and touched[day >= 20].any()
+
+
 def test_new_templates_bring_words_that_were_not_there() -> None:
     plain, changed = MAKE(1_000, SEED, {}), MAKE(1_000, SEED, {"new_templates": 0.3})
     known = set(normalise(" ".join(plain["log_text"])).split())

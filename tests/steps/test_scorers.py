@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from steps.scorers import Scorers
 from steps.train import train_release
 from steps.trials import Task
 from steps.tune import search, tune_model
+from tests.stacks.test_tether import alive, wait_for
 from tests.steps.learning import configured, quick, rows_of, searching, toy
 
 ROOT = Path(__file__).parents[2]
@@ -119,10 +119,8 @@ def test_workers_that_do_not_start_are_said(monkeypatch: pytest.MonkeyPatch) -> 
 def test_time_ends_a_search_whose_workers_are_busy(at_once: None) -> None:
     config = quick("heart_disease", trials=40, workers=2, seconds=6)
     heavy = {"random_forest": {"n_estimators": 5000, "max_depth": {"integer": [10, 30]}}}
-    started = time.monotonic()
     result = search(searching(config, heavy), rows_of("heart_disease").train)
     assert result.stopped_by == "seconds" and result.trials < 40
-    assert time.monotonic() - started < 60
     assert not offspring()
 
 
@@ -184,10 +182,8 @@ def test_a_search_killed_midway_goes_on_and_ends_as_one_that_was_not(
     done = run(tmp_path, KILLED.format(last=last, name=name), home)
     assert done.returncode == -signal.SIGKILL, done.stderr
     pids = json.loads(done.stdout.splitlines()[-1])
-    deadline = time.monotonic() + 60
-    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert pids and not [pid for pid in pids if psutil.pid_exists(pid)]
+    assert pids
+    wait_for(lambda: not any(map(alive, pids)))
     train = rows_of("wine").train
     config = quick(trials=12).model_copy(update={"name": name})
     with caplog.at_level("INFO"):

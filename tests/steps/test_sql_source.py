@@ -1,5 +1,6 @@
 """The source `sql` on real databases: the same rows as a CSV, bounded memory, no writes, no password in any text."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from models.config import ModelConfig
+from models.config import ModelConfig, SqlSource
 from models.errors import LIMIT, ConfigError, DataError
 from stacks.home import home_dir
+from steps import database
 from steps.ingest import ingest_frame, source_digest, source_line
 from tests.steps.services import filled, server, sqlite
 from tests.steps.tables import SECRETS, make_config, make_table, write
@@ -227,20 +229,28 @@ def test_wrong_credentials_are_told_without_them(kind: str, monkeypatch: pytest.
 def test_variables_are_filled_in_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """A password with every sign of an address in it needs no quoting."""
     url = server("mariadb")
-    _execute(url, "CREATE OR REPLACE USER 'gauntlet_reader'@'127.0.0.1' IDENTIFIED BY 's3cr3t/p@ss:word'")
-    _execute(url, "CREATE OR REPLACE USER 'gauntlet_reader'@'localhost' IDENTIFIED BY 's3cr3t/p@ss:word'")
+    reader = f"gauntlet_reader_{os.getpid()}"
+    _execute(url, f"CREATE OR REPLACE USER '{reader}'@'127.0.0.1' IDENTIFIED BY 's3cr3t/p@ss:word'")
+    _execute(url, f"CREATE OR REPLACE USER '{reader}'@'localhost' IDENTIFIED BY 's3cr3t/p@ss:word'")
     monkeypatch.setenv("DB_PASSWORD", PASSWORD)
     monkeypatch.setenv("DB_HOST", "127.0.0.1")
     columns = {"size": {"type": "number"}}
     query = "SELECT 1 AS size, 'yes' AS y UNION SELECT 2, 'no'"
     try:
-        config = _config("mysql://gauntlet_reader:${DB_PASSWORD}@${DB_HOST}:3306/", query, columns=columns)
+        config = _config(f"mysql://{reader}:${{DB_PASSWORD}}@${{DB_HOST}}:3306/", query, columns=columns)
         assert ingest_frame(config).rows == 2
-        assert PASSWORD not in source_line(config) and "gauntlet_reader" not in source_line(config)
-        monkeypatch.setenv("WHOLE", "mysql://gauntlet_reader:s3cr3t%2Fp%40ss%3Aword@127.0.0.1:3306/")
+        assert PASSWORD not in source_line(config) and reader not in source_line(config)
+        monkeypatch.setenv("WHOLE", f"mysql://{reader}:s3cr3t%2Fp%40ss%3Aword@127.0.0.1:3306/")
         assert ingest_frame(_config("${WHOLE}", query, columns=columns)).rows == 2
     finally:
-        _execute(url, "DROP USER 'gauntlet_reader'@'127.0.0.1', 'gauntlet_reader'@'localhost'")
+        _execute(url, f"DROP USER '{reader}'@'127.0.0.1', '{reader}'@'localhost'")
+
+
+def test_a_key_that_an_address_has_twice_is_kept_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So PostgreSQL's driver is told of several hosts."""
+    monkeypatch.setenv("DB_HOST", "two:5433")
+    source = SqlSource(name="base", kind="sql", url="postgresql://me@/x?host=one:5432&host=${DB_HOST}&a=b", query="-")
+    assert dict(database._url(source, "here").query) == {"host": ("one:5432", "two:5433"), "a": "b"}
 
 
 def test_wrong_addresses_are_configuration_errors(monkeypatch: pytest.MonkeyPatch) -> None:
