@@ -143,7 +143,7 @@ def test_a_family_that_trains_in_memory_says_so(
 
 
 def _processing(dask: Cluster) -> list[str]:
-    """What the workers are at."""
+    """What the workers are at; `fn` is xgboost's training."""
     return [str(key) for keys in dask.client.processing().values() for key in keys]
 
 
@@ -215,7 +215,7 @@ def test_a_worker_lost_while_boosting_ends_the_training_and_the_next_one_succeed
 
         def kill_once_it_boosts() -> None:
             until = time.monotonic() + 240
-            while not any("dispatched_train" in key for key in _processing(running)) and time.monotonic() < until:
+            while not any(key.startswith("fn-") for key in _processing(running)) and time.monotonic() < until:
                 time.sleep(0.1)
             os.kill(pids[0], signal.SIGKILL)
 
