@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import queue
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from starlette.responses import Response
 
 from bentos import connections, lifecycle, startup
 from bentos.canonical import pipeline_digest
-from bentos.connections import BoundedProtocol
+from bentos.connections import CUT_OFF, BoundedProtocol
 from bentos.lifecycle import Lifecycle, LifecycleMiddleware
 from bentos.release import Release, _release_digest
 from bentos.startup import Listening, require_answers, require_workers, workers
@@ -151,6 +152,9 @@ def test_the_bounds_of_an_ending_fit_into_the_promised_times() -> None:
     assert lifecycle.ORPHAN_SECONDS + lifecycle.ORPHAN_CLOSING_SECONDS + 0.4 < 2
 
 
+CUT: "queue.Queue[int | None]" = queue.Queue()  # what an app is told of requests whose body it did not get
+
+
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A real uvicorn with `BoundedProtocol` and short deadlines, whose app answers with the length of the body."""
@@ -162,6 +166,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
+                CUT.put(scope.get(CUT_OFF))
                 return
             length += len(message["body"])
             more = message["more_body"]
@@ -182,9 +187,8 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         assert not thread.is_alive(), "no connection is left open"
 
 
-def talk(port: int, *parts: bytes, pause: float = 0.0, until: float = 5.0) -> tuple[bytes, float]:
-    """Send parts with pauses between; all that was answered until the server hung up, and after how many seconds."""
-    begun = time.monotonic()
+def talk(port: int, *parts: bytes, pause: float = 0.0, until: float = 60.0) -> bytes:
+    """Send parts with pauses between; all that was answered until the server hung up."""
     with socket.create_connection(("127.0.0.1", port), until) as client:
         with contextlib.suppress(OSError):
             for part in parts:
@@ -194,7 +198,7 @@ def talk(port: int, *parts: bytes, pause: float = 0.0, until: float = 5.0) -> tu
         with contextlib.suppress(ConnectionResetError):
             while part := client.recv(65_536):
                 told += part
-    return told, time.monotonic() - begun
+    return told
 
 
 def test_whole_requests_are_answered_one_after_the_other(port: int) -> None:
@@ -204,12 +208,12 @@ def test_whole_requests_are_answered_one_after_the_other(port: int) -> None:
         assert connection.getresponse().read() == str(size).encode()
     connection.close()
     both = b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcPOST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nab"
-    told, _ = talk(port, both)
+    told = talk(port, both)
     assert told.count(b"200 OK") == 2
 
 
 def test_a_body_that_comes_in_time_may_come_in_pieces(port: int) -> None:
-    told, _ = talk(
+    told = talk(
         port, b"POST / HTTP/1.1\r\nConnec", b"tion: close\r\nContent-Length: 4\r\n\r\n", b"ab", b"cd", pause=0.05
     )
     assert told.startswith(b"HTTP/1.1 200") and told.endswith(b"4")
@@ -217,23 +221,21 @@ def test_a_body_that_comes_in_time_may_come_in_pieces(port: int) -> None:
 
 def test_a_body_that_trickles_is_refused(port: int) -> None:
     head = b"POST / HTTP/1.1\r\nContent-Length: 1000\r\n\r\n"
-    told, seconds = talk(port, head, *[b"x"] * 30, pause=0.05)
+    told = talk(port, head, *[b"x"] * 30, pause=0.05)
     assert told.startswith(b"HTTP/1.1 408") and b"the body did not arrive in time" in told
-    assert seconds < 3
+    assert CUT.get(timeout=60) == 408
 
 
 @pytest.mark.parametrize("parts", [(), (b"GET / HTTP/1.1\r\n", *[b"A: b\r\n"] * 30)], ids=["nothing", "trickling"])
 def test_who_does_not_ask_is_hung_up_on(port: int, parts: tuple[bytes, ...]) -> None:
-    told, seconds = talk(port, *parts, pause=0.05)
+    told = talk(port, *parts, pause=0.05)
     assert told == b""
-    assert seconds < 3
 
 
 def test_a_body_that_goes_on_after_its_answer_is_hung_up_on(port: int) -> None:
     head = b"POST /early HTTP/1.1\r\nContent-Length: 1000\r\n\r\nx"
-    told, seconds = talk(port, head, *[b"x"] * 30, pause=0.05)
+    told = talk(port, head, *[b"x"] * 30, pause=0.05)
     assert told.count(b"HTTP/1.1") == 1 and b"200 OK" in told
-    assert seconds < 3
 
 
 @pytest.mark.parametrize(
@@ -246,21 +248,21 @@ def test_a_body_that_goes_on_after_its_answer_is_hung_up_on(port: int) -> None:
     ids=["thousands", "long", "one too many"],
 )
 def test_large_heads_are_refused(port: int, head: bytes) -> None:
-    told, _ = talk(port, b"POST / HTTP/1.1\r\n", head, b"\r\n")
+    told = talk(port, b"POST / HTTP/1.1\r\n", head, b"\r\n")
     assert told == b"" or told.startswith(b"HTTP/1.1 431"), "a reset may overtake the answer while more is sent"
     assert b"200 OK" not in told
 
 
 def test_a_refused_head_is_told_why(port: int) -> None:
-    told, _ = talk(port, b"POST / HTTP/1.1\r\n" + b"X: y\r\n" * 101 + b"\r\n")
+    told = talk(port, b"POST / HTTP/1.1\r\n" + b"X: y\r\n" * 101 + b"\r\n")
     assert told.startswith(b"HTTP/1.1 431") and b"head_too_large" in told
-    assert talk(port, b"POST / HTTP/1.1\r\n" + b"X: y\r\n" * 100 + b"Connection: close\r\n\r\n"[17:])[0][9:12] == b"200"
+    assert talk(port, b"POST / HTTP/1.1\r\n" + b"X: y\r\n" * 100 + b"Connection: close\r\n\r\n"[17:])[9:12] == b"200"
 
 
 def test_what_is_no_http_is_refused_without_an_echo(port: int) -> None:
-    told, _ = talk(port, b"Zq7 \x00\xff\r\n\r\n")
+    told = talk(port, b"Zq7 \x00\xff\r\n\r\n")
     assert told.startswith(b"HTTP/1.1 400") and b"malformed" in told and b"Zq7" not in told
-    told, _ = talk(port, b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZq7\r\n")
+    told = talk(port, b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZq7\r\n")
     assert told.startswith(b"HTTP/1.1 400") and told.count(b"HTTP/1.1") == 1 and b"Zq7" not in told
 
 
