@@ -33,9 +33,11 @@ TOGETHER: Final = 256
 WAITING: Final = 10_000
 _PIPE: Final = 4_096
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
-_MODEL_ROUTE: Final = re.compile(r"(?:/models/[^/]+)?(/predict|/predict/batch|/outcomes|/health)", re.DOTALL)
+_MODEL_ROUTE: Final = re.compile(
+    r"(?:/models/[^/]+)?(/predict|/predict/batch|/outcomes|/health|/monitoring/summary)", re.DOTALL
+)
 _ROUTES: Final = frozenset(
-    ("/", "/livez", "/readyz", "/healthz", "/metrics", "/dashboard", "/docs.json", "/openapi.json")
+    ("/", "/livez", "/readyz", "/healthz", "/metrics", "/models", "/dashboard", "/docs.json", "/openapi.json")
 )
 _TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?", re.DOTALL)
 

@@ -8,8 +8,9 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel
 
+from bentos.bodies import MAX_BODY
 from bentos.desk import Desk, Endpoint
-from bentos.front import MAX_BODY, answer
+from bentos.front import answer
 from bentos.messages import Answer, BatchAnswer, Health, Models, Refusal, requests_of
 from bentos.metrics import Route
 from bentos.outcomes import MOST_ITEMS, OutcomesRequest, Report
@@ -48,17 +49,25 @@ def new_app(desk: Desk) -> FastAPI:
 
 
 def add_model(app: FastAPI, release: Release, at_root: bool) -> None:
-    """Add the routes of one model with its own input schema, or renew them.
+    """Add the routes of one model with its own input schema, or renew them, see `describe_model`."""
+    describe_model(app, release, at_root)()
+
+
+def describe_model(app: FastAPI, release: Release, at_root: bool) -> Callable[[], None]:
+    """Make the routes of one model with its own input schema, which takes its time.
 
     Args:
         app: What `new_app` made.
         release: Whose schema it is.
         at_root: Whether it is the only one that this service is for: its routes then lie at the root, and not below
             `/models/<name>`.
+
+    Returns:
+        What adds them, or puts them into the place of those that the model has; at once, and more than once.
     """
     desk: Desk = app.state.desk
     model, most = release.schema.model, release.config.serving.max_batch
-    base = "" if at_root else f"/models/{model}"
+    base = base_of(model, at_root)
     requests = requests_of(release.schema, most)
     bodies: dict[Route, tuple[Any, Any, int]] = {
         "predict": (requests.single, Answer, 1),
@@ -67,7 +76,7 @@ def add_model(app: FastAPI, release: Release, at_root: bool) -> None:
     }
 
     async def health() -> Response:
-        return _response(await desk.health(model))
+        return _response(desk.health(model))
 
     fresh = FastAPI(dependencies=_KEYS)
     same: dict[str, Any] = {"tags": ["Gauntlet" if at_root else model], "openapi_extra": _NO_KEY}
@@ -90,7 +99,7 @@ def add_model(app: FastAPI, release: Release, at_root: bool) -> None:
         asked, told, most_rows = bodies[endpoint.route]
         fresh.router.add_api_route(
             path,
-            _reading(endpoint, asked),
+            _reading(desk, endpoint, asked),
             methods=["POST"],
             response_model=told,
             response_model_exclude_none=True,
@@ -101,17 +110,26 @@ def add_model(app: FastAPI, release: Release, at_root: bool) -> None:
         )
     made = [route for route in fresh.routes if isinstance(route, APIRoute)]
     paths = {route.path for route in made}
-    # In one assignment: requests are routed meanwhile.
-    app.router.routes = [r for r in app.router.routes if getattr(r, "path", None) not in paths] + [*made]
-    app.openapi_schema = None
+
+    def show() -> None:
+        # In one assignment: requests are routed meanwhile.
+        app.router.routes = [r for r in app.router.routes if getattr(r, "path", None) not in paths] + [*made]
+        app.openapi_schema = None
+
+    return show
 
 
-def _reading(endpoint: Endpoint, asked: Any) -> Callable[..., Awaitable[Response]]:
+def base_of(model: str, at_root: bool) -> str:
+    """The path that the routes of a model lie below."""
+    return "" if at_root else f"/models/{model}"
+
+
+def _reading(desk: Desk, endpoint: Endpoint, asked: Any) -> Callable[..., Awaitable[Response]]:
     """A function that FastAPI describes by the class of its body, which it reads itself."""
 
     async def read(body: BaseModel, request: Request) -> Response:
         del body
-        return _response(await answer(endpoint, request.scope, request.receive))
+        return _response(await answer(desk, endpoint, request.scope, request.receive))
 
     read.__annotations__["body"] = asked
     return read

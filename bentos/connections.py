@@ -14,7 +14,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEAD: Final = 64 * 2**10  # bytes of request line and headers
 MAX_HEADERS: Final = 100
 HEAD_SECONDS: Final = 10.0
-BODY_SECONDS: Final = 60.0
+BODY_SECONDS: Final = 20.0  # well below the time after which BentoML answers 504, whatever is missing
+CUT_OFF: Final = "gauntlet.cut_off"
 
 _SAID: Final = {
     400: ("malformed", "this is no HTTP request"),
@@ -102,6 +103,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if not begun and not self.pipeline:
             self.transport.write(_refusal(code))
         if asked is not None and not asked.response_complete:
+            asked.scope[CUT_OFF] = code  # type: ignore[typeddict-unknown-key]
             asked.disconnected = True  # so that nothing more is written; the app finds its client gone
             asked.message_event.set()
         self.transport.close()

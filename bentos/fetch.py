@@ -1,13 +1,17 @@
 """From where a Release was registered to this machine: every file checked on its way, once for all workers."""
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from bentos.release import MANIFEST, Release
 from models.errors import WorkError, bounded
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from stacks.handover import Crown
 
 _LARGEST_MANIFEST: Final = 4 * 2**20
+_NEEDED_SECONDS: Final = 600.0  # in which a process has loaded what it fetched
 
 
 def fetch(crown: "Crown", cache: Path) -> Release:
@@ -36,13 +41,36 @@ def fetch(crown: "Crown", cache: Path) -> Release:
             f"entry {crown.sequence} of the ledger does not say where version {crown.version} of '{crown.model}' lies: "
             "it was promoted by an older Gauntlet; promote it again, or serve its Bento"
         )
-    folder = cache / crown.model / f"{crown.version:06d}-{crown.manifest_sha256[:16]}"
+    folder = _folder(crown, cache)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
-            return _sound(folder, crown.manifest_sha256) or _fetched(crown.release_uri, crown, folder)
+            release = _sound(folder, crown.manifest_sha256) or _fetched(crown.release_uri, crown, folder)
+            os.utime(folder)  # for `forget_others`
+            return release
     except OSError as error:
         raise WorkError(f"{_named(crown)} cannot be written to {cache.name}: {error.strerror}") from None
+
+
+def forget_others(staying: Sequence["Crown"], cache: Path) -> None:
+    """Remove the fetched Releases of a model but for some, and but for what somebody fetched in the last ten minutes.
+
+    Args:
+        staying: Versions that may be needed; one at least.
+        cache: As of `fetch`. What another process is about to load is not touched: whoever needs it later fetches it.
+    """
+    named = {_folder(crown, cache) for crown in staying}
+    for folder in (cache / staying[0].model).glob("*-*"):
+        lock = FileLock(folder.with_suffix(".lock"), timeout=0)
+        with contextlib.suppress(OSError, Timeout):
+            if folder in named or not folder.is_dir() or time.time() - folder.stat().st_mtime < _NEEDED_SECONDS:
+                continue
+            with lock:
+                shutil.rmtree(folder)
+
+
+def _folder(crown: "Crown", cache: Path) -> Path:
+    return cache / crown.model / f"{crown.version:06d}-{(crown.manifest_sha256 or '')[:16]}"
 
 
 def _sound(folder: Path, manifest_sha256: str) -> Release | None:

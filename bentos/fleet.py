@@ -48,6 +48,7 @@ class Fleet:
         self._slots: OrderedDict[str, Slot] = OrderedDict()
         self._lock = threading.Lock()
         self._gate: CapacityLimiter | None = None
+        self._keep_months: dict[str, int | None] = {}
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -82,17 +83,26 @@ class Fleet:
         """
         if served := self.current(model):
             return served
-        slot = self._slots.get(model)
-        if slot is None:
-            raise Refused(fault(503, "no model is loaded yet", "not_ready", retry_after=1))
+        slot = self.slot(model)
         crown = slot.crown
-        if slot.refusal or crown is None:
-            raise Refused(slot.refusal or fault(503, "no model is loaded yet", "not_ready", retry_after=1))
+        if crown is None:
+            raise Refused(_not_ready())
         if slot.loading is None:
             slot.loading = asyncio.ensure_future(self._bring_back(model, slot, crown))
         served = await asyncio.shield(slot.loading)
         # While it was loaded, another version's turn may have come.
         return served if slot.crown is crown and not slot.refusal else await self.summon(model)
+
+    def slot(self, model: str) -> Slot:
+        """Of a model that something answers for, in memory or not.
+
+        Raises:
+            Refused: There is no such model here, or nothing answers for it just now.
+        """
+        slot = self._slots.get(model)
+        if slot is None or slot.refusal or not (slot.current or slot.crown):
+            raise Refused((slot and slot.refusal) or _not_ready())
+        return slot
 
     def bring_back_with(self, load: Load, limit: int) -> None:
         """Let models leave memory and come back.
@@ -107,6 +117,7 @@ class Fleet:
         """Have a Release answer for good: that of a Bento."""
         with self._lock:
             self._slots[model] = Slot(current=served, warm={served.version: served})
+        self.remember(model, served.release.config.serving.log.keep_months)
 
     def keep(self, crown: "Crown", served: "Served") -> None:
         """Have a version warm that does not answer yet."""
@@ -137,10 +148,13 @@ class Fleet:
             slot = self._slots.setdefault(model, Slot())
             slot.current, slot.refusal = None, reply
 
+    def remember(self, model: str, keep_months: int | None) -> None:
+        """Note how long predictions of a model are kept, which is asked when it may have left memory."""
+        self._keep_months[model] = keep_months
+
     def keep_months(self) -> dict[str, int | None]:
-        """How long predictions are kept, by model, as far as its configuration is in memory."""
-        answering = [slot.current for slot in list(self._slots.values()) if slot.current]
-        return {one.release.schema.model: one.release.config.serving.log.keep_months for one in answering}
+        """How long predictions are kept, by model, as the version says that answers; in memory or not."""
+        return dict(self._keep_months)
 
     def health(self) -> Mapping[str, Slot]:
         """All models, for those who tell of them."""
@@ -154,7 +168,7 @@ class Fleet:
         finally:
             slot.loading = None
         with self._lock:
-            if slot.crown is crown:
+            if slot.crown is crown and slot.refusal is None:
                 slot.warm[crown.version] = slot.current = served
                 self._slots.move_to_end(model)
                 self._make_room(model)
@@ -168,3 +182,7 @@ class Fleet:
         for name in resident[: max(0, len(resident) + 1 - self._limit)]:
             slot = self._slots[name]
             slot.warm, slot.current = {}, None
+
+
+def _not_ready() -> Reply:
+    return fault(503, "no model is loaded yet", "not_ready", retry_after=1)

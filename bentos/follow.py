@@ -1,7 +1,8 @@
 """Following the ledger: a new champion is fetched, checked and loaded beside the old one, and all switch together.
 
-Nothing but the ledger decides: an alias that was moved by hand changes nothing here. All of it runs in one thread
-beside the event loop; what is served by `Fleet` changes at the moment that the hand-over wrote down.
+Nothing but the ledger decides: an alias that was moved by hand changes nothing here. All of it is decided in one thread
+beside the event loop; what is served by `Fleet` changes at the moment that the hand-over wrote down. A few more threads
+fetch, so that a store which does not answer stops one model and not all.
 """
 
 import logging
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bentos.fetch import fetch
+from bentos.fetch import fetch, forget_others
 from bentos.fleet import Fleet
 from bentos.metrics import metrics
 from bentos.reply import Reply, fault
@@ -34,6 +35,22 @@ AWAY_SECONDS: Final = 1.0
 FIRST_RETRY_SECONDS: Final = 5.0
 LAST_RETRY_SECONDS: Final = 60.0
 FIRST_SECONDS: Final = 20.0
+FETCHES_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True)
+class Face:
+    """What is told of a version, in memory or not.
+
+    Attributes:
+        sums: Of the files that say it.
+        keep_months: How long its predictions are kept.
+        show: Has OpenAPI tell of its inputs from now on.
+    """
+
+    sums: tuple[str | None, ...]
+    keep_months: int | None
+    show: Callable[[], None]
 
 
 @dataclass
@@ -45,6 +62,8 @@ class Course:
         serving: Whose turn it is here.
         reported: Sequence that this process has reported ready.
         work: Versions that are being loaded, or were.
+        faces: What is told of each version that was fetched.
+        shown: Which of them is.
         failed: Attempts that failed in a row, by version, and when the next one is due.
         settled: Whether nothing is to be done until the ledger changes.
     """
@@ -53,6 +72,8 @@ class Course:
     serving: Crown | None = None
     reported: int = 0
     work: dict[int, "Future[Served | None]"] = field(default_factory=dict)
+    faces: dict[int, Face] = field(default_factory=dict)
+    shown: Face | None = None
     failed: dict[int, tuple[int, float]] = field(default_factory=dict)
     settled: bool = False
 
@@ -68,7 +89,7 @@ class Follower:
         *,
         names: Collection[str] = (),
         limit: int | None = None,
-        describe: Callable[["Release"], None] = lambda _: None,
+        describe: Callable[["Release"], Callable[[], None]] = lambda _: lambda: None,
         swapped: "Callable[[str, Swap], None] | None" = None,
     ) -> None:
         """Follow nothing yet.
@@ -79,7 +100,7 @@ class Follower:
             cache: Folder for fetched Releases.
             names: Models to serve; empty for all of the ledger.
             limit: Models in memory at most: of more, the later ones are loaded when they are asked.
-            describe: Told of every Release before it answers first.
+            describe: Prepares what tells of a Release; what it returns is called when the Release is about to answer.
             swapped: Told what becomes of each new champion; counts them when left out.
         """
         self.handover = Handover(ledger, names)
@@ -93,8 +114,8 @@ class Follower:
         self._swapped = swapped or metrics().swapped
         self._sequence = 0
         self._courses: dict[str, Course] = {}
-        self._described: dict[str, str | None] = {}
-        self._loader = ThreadPoolExecutor(1, "gauntlet-load")
+        self._loader = ThreadPoolExecutor(FETCHES_AT_ONCE, "gauntlet-load")
+        self._building = threading.Lock()
         self._begun = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="gauntlet-follow", daemon=True)
@@ -177,7 +198,7 @@ class Follower:
         if course.serving is None:
             self._join(model, course, champion)
         if course.serving == champion:
-            self._settle(course, champion, course.reign.previous)
+            self._settle(course, champion)
             return EVERY_SECONDS
         is_warm = self._warm(course, champion)
         if is_warm and course.reported != champion.sequence:
@@ -194,11 +215,15 @@ class Follower:
             self._be_late(model, course)
         return EVERY_SECONDS
 
-    def _settle(self, course: Course, champion: Crown, previous: Crown | None) -> None:
-        """Have the previous champion warm as well, for a rollback, where the model is in memory."""
+    def _settle(self, course: Course, champion: Crown) -> None:
+        """Have the previous champion warm as well, for a rollback, where the model is in memory; forget all others."""
+        previous = course.reign.previous
         wanted = previous if self._fleet.kept(champion) else None
         if self._warm(course, wanted) or (wanted and wanted.version in course.failed):
+            staying = [crown for crown in (champion, previous) if crown]
             course.work.clear()
+            course.faces = {c.version: course.faces[c.version] for c in staying if c.version in course.faces}
+            forget_others(staying, self._cache)
             course.settled = True
 
     def _join(self, model: str, course: Course, champion: Crown) -> None:
@@ -212,6 +237,7 @@ class Follower:
 
     def _switch(self, course: Course, crown: Crown) -> None:
         first = course.serving is None
+        self._show(course, crown)
         self._fleet.switch(crown, course.reign.previous if crown == course.reign.champion else None)
         course.serving = crown
         course.work.pop(crown.version, None)
@@ -219,6 +245,14 @@ class Follower:
         log.info("%s v%d answers (entry %d of the ledger)", crown.model, crown.version, crown.sequence)
         if not first:
             self._swapped(crown.model, "switched")
+
+    def _show(self, course: Course, crown: Crown) -> None:
+        """Tell of a version that is about to answer, however it became warm."""
+        if face := course.faces.get(crown.version):
+            self._fleet.remember(crown.model, face.keep_months)
+            if face is not course.shown:
+                face.show()
+                course.shown = face
 
     def _be_late(self, model: str, course: Course) -> None:
         """The others have switched; the old version must not answer beside them."""
@@ -242,15 +276,20 @@ class Follower:
 
     def _prepare(self, course: Course, crown: Crown) -> "Served | None":
         """Load a version; of a model that is not to be in memory now only fetch it."""
-        release = fetch(crown, self._cache)
-        if self._described.get(crown.model) != release.manifest["files"].get("schema.json"):
-            self._describe(release)
-            self._described[crown.model] = release.manifest["files"].get("schema.json")
-        if course.serving is None and self._limit is not None and self._fleet.resident >= self._limit:
-            return None
         from bentos.served import Served
 
-        return Served.load(release, crown.version)
+        release = fetch(crown, self._cache)
+        with self._building:
+            course.faces[crown.version] = self._face(course, release)
+            if course.serving is None and self._limit is not None and self._fleet.resident >= self._limit:
+                return None
+            return Served.load(release, crown.version)
+
+    def _face(self, course: Course, release: "Release") -> Face:
+        """What is told of a Release; the same as of another version where that says the same."""
+        sums = tuple(release.manifest["files"].get(name) for name in ("schema.json", "config.yaml"))
+        same = next((face for face in list(course.faces.values()) if face.sums == sums), None)
+        return same or Face(sums, release.config.serving.log.keep_months, self._describe(release))
 
     def _finished(self, course: Course, crown: Crown) -> bool:
         """What became of loading a version, if it is over."""

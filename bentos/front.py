@@ -1,5 +1,6 @@
 """Before anything else of the service: who is answered, how much at once, and the short way of predictions."""
 
+import asyncio
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from starlette.requests import ClientDisconnect
 
 from bentos.access import Access, App, Receive, Scope, Send
 from bentos.access_log import access_log, route_of, trace_id
+from bentos.bodies import MAX_BODY, Claim
+from bentos.connections import CUT_OFF
 from bentos.desk import Caller, Desk, Endpoint
 from bentos.metrics import metrics, page
-from bentos.reply import Reply, fault
+from bentos.reply import Refused, Reply, fault
 
-MAX_BODY: Final = 64 * 2**20
 _PROBES: Final = frozenset(("/livez", "/readyz"))
 
 
@@ -55,16 +57,20 @@ class Front:
             await self._app(scope, receive, send)
             return
         begun, told, reply = time.perf_counter(), Told(), None
-        endpoint = self._desk.endpoint(scope["path"]) if scope["method"] == "POST" else None
         try:
-            reply = self._refusal(scope) or (await self._reply(endpoint, scope, receive))
+            reply = self._refusal(scope) or (await self._reply(scope, receive))
             if reply is not None:
-                await tell(reply, send)
+                await reply.tell(send)
                 told.status, told.size = reply.status, len(reply.body)
             else:
                 await self._app(scope, receive, _noting(send, told))
+        except (asyncio.CancelledError, ClientDisconnect) as error:
+            if not told.status:
+                reply = _cut_off(scope, error)
+                told.status = reply.status if reply else 0
+            raise
         finally:
-            self._note(scope, endpoint, reply, told, time.perf_counter() - begun)
+            take_down(self._desk, scope, reply, told, time.perf_counter() - begun)
 
     def _refusal(self, scope: Scope) -> Reply | None:
         """Why who asks is not answered."""
@@ -74,9 +80,9 @@ class Front:
         metrics().refused(denial.reason)
         return denial.reply()
 
-    async def _reply(self, endpoint: Endpoint | None, scope: Scope, receive: Receive) -> Reply | None:
-        if endpoint is not None:
-            return await answer(endpoint, scope, receive)
+    async def _reply(self, scope: Scope, receive: Receive) -> Reply | None:
+        if (endpoint := self._desk.asked(scope)) is not None:
+            return await answer(self._desk, endpoint, scope, receive)
         if scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD"):
             body, media_type = await to_thread.run_sync(page, self._desk.gauges.page)
             return Reply(200, body, media_type=media_type)
@@ -88,31 +94,46 @@ class Front:
             metrics().refused(denial.reason)
         await send({"type": "websocket.close", "code": 1008})
 
-    def _note(self, scope: Scope, endpoint: Endpoint | None, reply: Reply | None, told: Told, seconds: float) -> None:
-        """Count a request and take it down."""
-        model = endpoint.model if endpoint else None
-        version = reply.version if reply else None
-        if endpoint and reply and version is not None:
-            given = (version, reply.variant, endpoint.route, told.status, seconds, reply.rows)
-            metrics().answered(endpoint.model, *given)
-        if endpoint and reply and reply.kind:
-            metrics().failed(reply.kind, endpoint.model, version or "-")
-        access_log().note(
-            method=scope["method"],
-            route=route_of(scope["path"]),
-            status=told.status,
-            seconds=seconds,
-            size=told.size,
-            refusal=(reply and reply.kind) or None,
-            client=(scope.get("client") or ("",))[0],
-            key=scope.get("gauntlet.key"),
-            model=model,
-            version=version,
-            trace=trace_id(scope) if endpoint else None,
-        )
+
+def take_down(desk: Desk, scope: Scope, reply: Reply | None, told: Told, seconds: float) -> None:
+    """Count a request and write it into the access log.
+
+    Args:
+        desk: What answers predictions.
+        scope: The request.
+        reply: What it was answered with, where that is known.
+        told: What was sent.
+        seconds: From its arrival to its answer.
+    """
+    endpoint = desk.asked(scope)
+    version = reply.version if reply else None
+    # A failure counts whether or not there was a version to fail; bad keys and bad bodies do without one.
+    if endpoint and reply and (version is not None or told.status >= 500):
+        given = (version or "-", reply.variant or "-", endpoint.route, told.status, seconds, reply.rows)
+        metrics().answered(endpoint.model, *given)
+    if endpoint and reply and reply.kind:
+        metrics().failed(reply.kind, endpoint.model, version or "-")
+    access_log().note(
+        method=scope["method"],
+        route=route_of(scope["path"]),
+        status=told.status,
+        seconds=seconds,
+        size=told.size,
+        refusal=(reply and reply.kind) or None,
+        client=(scope.get("client") or ("",))[0],
+        key=scope.get("gauntlet.key"),
+        model=endpoint.model if endpoint else None,
+        version=version,
+        trace=trace_id(scope) if endpoint else None,
+    )
 
 
-async def answer(endpoint: Endpoint, scope: Scope, receive: Receive) -> Reply:
+def take_down_refusal(desk: Desk, scope: Scope, reply: Reply) -> None:
+    """`take_down` a request that did not come this far."""
+    take_down(desk, scope, reply, Told(reply.status, len(reply.body)), 0.0)
+
+
+async def answer(desk: Desk, endpoint: Endpoint, scope: Scope, receive: Receive) -> Reply:
     """Read a request's body, strictly JSON and no larger than may be, and have it answered.
 
     FastAPI would parse with the standard library first (which takes NaN, and stops with a server error on numbers of
@@ -125,19 +146,17 @@ async def answer(endpoint: Endpoint, scope: Scope, receive: Receive) -> Reply:
     media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if media_type != b"application/json":
         return fault(415, "send the body as Content-Type: application/json", "media_type")
-    body = await _body(headers, receive)
-    if body is None:
-        return fault(413, f"the body is larger than {MAX_BODY // 2**20} MiB", "too_large")
-    return await endpoint.answer(endpoint.model, body, Caller(trace_id(scope)))
+    try:
+        with desk.bodies.claim() as claim:
+            body = await _body(headers, receive, claim)
+            if body is None:
+                return fault(413, f"the body is larger than {MAX_BODY // 2**20} MiB", "too_large")
+            return await endpoint.answer(endpoint.model, body, Caller(trace_id(scope)))
+    except Refused as refused:
+        return refused.reply
 
 
-async def tell(reply: Reply, send: Send) -> None:
-    """Send a reply."""
-    await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers()})
-    await send({"type": "http.response.body", "body": reply.body})
-
-
-async def _body(headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+async def _body(headers: dict[bytes, bytes], receive: Receive, claim: Claim) -> bytes | None:
     """The whole body; None where it is too large. How long it may take is the connection's affair."""
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared[:20]) > MAX_BODY:
@@ -148,6 +167,7 @@ async def _body(headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         if message["type"] != "http.request":
             raise ClientDisconnect
         content: bytes = message.get("body", b"")
+        claim.take(len(content))
         if not message.get("more_body"):
             if not parts:
                 return content if len(content) <= MAX_BODY else None
@@ -156,6 +176,13 @@ async def _body(headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         parts += content
         if len(parts) > MAX_BODY:
             return None
+
+
+def _cut_off(scope: Scope, error: BaseException) -> Reply | None:
+    """What somebody else answers instead of an app that was stopped; None where the client has left."""
+    if isinstance(error, asyncio.CancelledError):  # by BentoML
+        return fault(504, "the answer took too long", "timeout")
+    return fault(408, "the body did not arrive in time", "too_slow") if scope.get(CUT_OFF) == 408 else None
 
 
 def _noting(send: Send, told: Told) -> Send:

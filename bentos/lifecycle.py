@@ -7,20 +7,20 @@ workers, and they would hold the port for ever.
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 
 from bentos.access import App, Receive, Scope, Send
 from bentos.metrics import metrics
+from bentos.reply import Reply, fault
 
 log = logging.getLogger("gauntlet.service")
 
@@ -139,10 +139,19 @@ class Lifecycle:
 class LifecycleMiddleware:
     """Takes requests on as a `Lifecycle` allows, and counts them; probes are always answered."""
 
-    def __init__(self, app: App, lifecycle: Lifecycle) -> None:
-        """Wrap an ASGI app."""
+    def __init__(
+        self, app: App, lifecycle: Lifecycle, refused: Callable[[Scope, Reply], None] = lambda *_: None
+    ) -> None:
+        """Wrap an ASGI app.
+
+        Args:
+            app: What answers.
+            lifecycle: What says whether it may.
+            refused: Told of every request that is not taken on, and what it is answered with.
+        """
         self._app = app
         self._lifecycle = lifecycle
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it with 503."""
@@ -152,7 +161,9 @@ class LifecycleMiddleware:
             return
         if why := lifecycle.refusal():
             metrics().refused(why)
-            await unavailable(why)(scope, receive, send)
+            reply = unavailable(why)
+            await reply.tell(send)
+            self._refused(scope, reply)
             return
         lifecycle.in_flight += 1
         try:
@@ -163,13 +174,12 @@ class LifecycleMiddleware:
             lifecycle.in_flight -= 1
 
 
-def unavailable(why: str) -> Response:
+def unavailable(why: str) -> Reply:
     """The answer to a request that is not taken on: 503, and when to try again.
 
     Args:
         why: As `Lifecycle.refusal` says.
     """
     said = "the service is ending" if why == "draining" else "too many requests at once"
-    headers = {"Retry-After": "1"} | ({"Connection": "close"} if why == "draining" else {})
-    detail: list[dict[str, Any]] = [{"loc": [], "msg": f"{said}; try again", "type": why}]
-    return Response(json.dumps({"detail": detail}), 503, headers, "application/json")
+    reply = fault(503, f"{said}; try again", why, retry_after=1)
+    return replace(reply, extra=((b"connection", b"close"),)) if why == "draining" else reply

@@ -27,6 +27,7 @@ from models.config import Column
 MAX_TEXT = 1_000_000
 MAX_ENTITY = 200
 MOST_EXPLAINED, USUALLY_EXPLAINED = 20, 5
+FIRST_YEAR, LAST_YEAR = 1970, 2199
 Variant = Literal["champion", "canary", "shadow"]
 
 
@@ -107,8 +108,10 @@ class Health(Message):
     model: str
     version: int
     variant: Variant
-    since: str = Field(description="When this process began to serve it; ISO 8601, UTC.")
-    digest: str = Field(description="The Release digest.")
+    since: str | None = Field(
+        description="When this process began to serve it, ISO 8601, UTC; null while it is not in memory."
+    )
+    digest: str | None = Field(description="The Release digest; null while it is not in memory.")
     log: Literal["ok", "unavailable"] = Field(description="Whether answers can be logged, without which none is given.")
 
 
@@ -226,14 +229,26 @@ def moment(text: str) -> str:
     """The same text where it is a date and time in ISO 8601 form.
 
     Raises:
-        PydanticCustomError: It is not.
+        PydanticCustomError: It is not, or lies too far away.
     """
     try:
-        datetime.fromisoformat(text if _MOMENT.fullmatch(text) else "")
+        at = datetime.fromisoformat(text if _MOMENT.fullmatch(text) else "")
     except ValueError:
         reason = "Input should be a date and time in ISO 8601 form, for example 2026-11-21T16:30:00Z"
         raise PydanticCustomError("moment", reason) from None
+    bearable(at)
     return text
+
+
+def bearable(at: datetime) -> datetime:
+    """The same moment where every reader can compute with it.
+
+    Raises:
+        PydanticCustomError: It lies before 1970, or after 2199.
+    """
+    if not FIRST_YEAR <= at.year <= LAST_YEAR:
+        raise PydanticCustomError("value", f"Input should lie in the years {FIRST_YEAR} to {LAST_YEAR}")
+    return at
 
 
 _MOMENT = re.compile(
@@ -272,7 +287,8 @@ At = Annotated[
         {
             "type": "string",
             "format": "date-time",
-            "description": "When the values were true: ISO 8601 with date and time; UTC where no zone is given.",
+            "description": "When the values were true: ISO 8601 with date and time, in the years "
+            f"{FIRST_YEAR} to {LAST_YEAR}; UTC where no zone is given. It is kept with the prediction.",
         }
     ),
 ]

@@ -54,7 +54,11 @@ class Metrics:
 
         own = registry or REGISTRY
         counter, gauge = partial(Counter, registry=own), partial(Gauge, registry=own)
-        self._requests = counter("gauntlet_requests", "Requests that reached a model, by status.", (*_SERVED, "status"))
+        self._requests = counter(
+            "gauntlet_requests",
+            "Requests of a model, by status; version - where none was there to fail.",
+            (*_SERVED, "status"),
+        )
         self._seconds = Histogram(
             "gauntlet_request_seconds", "Seconds until an answer.", _SERVED, buckets=BUCKETS, registry=own
         )
@@ -82,11 +86,11 @@ class Metrics:
     def answered(
         self, model: str, version: int | str, variant: str, route: Route, status: int, seconds: float, rows: int = 1
     ) -> None:
-        """Count a request that a model was asked.
+        """Count a request that a model was asked, or that failed before there was one to ask.
 
         Args:
             model: Its name.
-            version: Of the Release that was asked; "-" where none was, as for outcomes.
+            version: Of the Release that was asked; "-" where none was.
             variant: As what it was asked, champion and so on; "-" where none was.
             route: Which.
             status: HTTP status of the answer; seconds and rows count below 400 only.

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from typing import Annotated, Final
 
 import sqlalchemy as sa
-from pydantic import AllowInfNan, AwareDatetime, Field, RootModel, Strict, StringConstraints
+from pydantic import AfterValidator, AllowInfNan, AwareDatetime, Field, RootModel, Strict, StringConstraints
 
-from bentos.messages import Message
+from bentos.messages import FIRST_YEAR, LAST_YEAR, Message, bearable
 from bentos.prediction_log import first_id
 from bentos.predictions import OUTCOMES, limited, models_of
 from stacks.ledger import Ledger
@@ -36,7 +36,9 @@ class OutcomeItem(Message):
         | Annotated[float, Strict(), AllowInfNan(False)]
         | Annotated[str, Strict(), StringConstraints(min_length=1, max_length=200)]
     )
-    at: AwareDatetime | None = Field(None, description="When it was known; ISO 8601 with zone.")
+    at: Annotated[AwareDatetime, AfterValidator(bearable)] | None = Field(
+        None, description=f"When it was known: ISO 8601 with zone, in the years {FIRST_YEAR} to {LAST_YEAR}."
+    )
 
 
 class OutcomesRequest(RootModel[Annotated[list[OutcomeItem], Field(min_length=1, max_length=MOST_ITEMS)]]):
@@ -142,7 +144,7 @@ def read_outcomes(url: str, model: str, since: datetime, until: datetime) -> Ite
     with Ledger(url).reading() as connection:
         ordered = query.order_by(table.c.prediction_id, table.c.sequence).execution_options(yield_per=_AT_ONCE)
         for row in connection.execute(ordered):
-            at = None if row.at is None else datetime.fromtimestamp(row.at, UTC)
+            at = None if row.at is None else _moment(row.at)
             received = datetime.fromtimestamp(row.received, UTC)
             yield Outcome(row.prediction_id, row.model, json.loads(row.outcome), at, received)
 
@@ -160,6 +162,14 @@ def count_received(ledger: Ledger, model: str, since: datetime, until: datetime)
             return 0
         with limited(connection):
             return connection.scalar(query) or 0
+
+
+def _moment(seconds: float) -> datetime | None:
+    """None for what no calendar holds, as it was accepted once: one such row must not stop who reads the others."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _known(connection: sa.Connection, ids: Sequence[str]) -> dict[str, dict[str, None]]:

@@ -47,6 +47,7 @@ class Prediction:
         trace: The request's OpenTelemetry trace.
         inputs: The row, by column.
         answer: What was said.
+        true_at: When its values were true, as the request said it, ISO 8601.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Prediction:
     trace: str | None
     inputs: dict[str, Any]
     answer: dict[str, Any]
+    true_at: str | None = None
 
 
 def read(url: str, model: str, since: datetime, until: datetime) -> Iterator[Prediction]:
@@ -201,19 +203,27 @@ def drop_expired(url: str, model: str, months: int, now: datetime | None = None)
     for name in expired:
         table = _table(name)
         some = sa.select(table.c.id).where(table.c.model == model).limit(_AT_ONCE)
-        while _changed(ledger, sa.delete(table).where(table.c.id.in_(some))):
+        while _changed(ledger, name, sa.delete(table).where(table.c.id.in_(some))):
             pass  # little by little: the answers of a service wait for the same lock
-        with ledger.writing() as connection:
-            if connection.scalar(sa.select(sa.exists(sa.select(table.c.id)))) is False:
+        with _writing(ledger, name) as connection:
+            if connection and connection.scalar(sa.select(sa.exists(sa.select(table.c.id)))) is False:
                 connection.execute(sa.text(f"DROP TABLE {name}"))
                 dropped.append(name)
-    _changed(ledger, sa.delete(OUTCOMES).where(OUTCOMES.c.model == model, OUTCOMES.c.prediction_id < kept))
+    old = sa.delete(OUTCOMES).where(OUTCOMES.c.model == model, OUTCOMES.c.prediction_id < kept)
+    _changed(ledger, OUTCOMES.name, old)
     return tuple(dropped)
 
 
-def _changed(ledger: Ledger, statement: sa.Delete) -> int:
+def _changed(ledger: Ledger, table: str, statement: sa.Delete) -> int:
+    with _writing(ledger, table) as connection:
+        return connection.execute(statement).rowcount if connection else 0
+
+
+@contextmanager
+def _writing(ledger: Ledger, table: str) -> Iterator[sa.Connection | None]:
+    """A transaction that changes a table; None where there is none any more: another process may forget as well."""
     with ledger.writing() as connection:
-        return connection.execute(statement).rowcount
+        yield connection if sa.inspect(connection).has_table(table) else None
 
 
 def _during(table: sa.TableClause, since: datetime, until: datetime) -> tuple[sa.ColumnElement[bool], ...]:
@@ -246,8 +256,10 @@ def _expanded(row: sa.Row[Any]) -> Iterator[Prediction]:
     content = json.loads(row.content)
     at = datetime.fromtimestamp(row.at, UTC)
     same = (at, row.model, row.version, row.variant, row.entity, row.trace)
+    true_at = content.get("at")
     if row.rows is None:
-        yield Prediction(row.id, *same, content["inputs"], content["answer"])
+        yield Prediction(row.id, *same, content["inputs"], content["answer"], true_at)
         return
     for position, (values, answer) in enumerate(zip(content["inputs"], content["answers"], strict=True)):
-        yield Prediction(f"{row.id}-{position}", *same, dict(zip(content["columns"], values, strict=True)), answer)
+        inputs = dict(zip(content["columns"], values, strict=True))
+        yield Prediction(f"{row.id}-{position}", *same, inputs, answer, true_at)

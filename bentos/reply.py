@@ -1,13 +1,14 @@
 """Answers over HTTP, and refusals in the one form that all of them have: where and why, never the value."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 MAX_FAULTS: Final = 20
+MAX_LISTED: Final = 1_000
 
 Found = tuple[Sequence[str | int], str, str]
 """Path in the body, reason, type."""
@@ -46,6 +47,11 @@ class Reply:
             told.append((b"retry-after", b"%d" % self.retry_after))
         return told
 
+    async def tell(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
+        """Send it, over ASGI."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers()})
+        await send({"type": "http.response.body", "body": self.body})
+
 
 class Refused(Exception):
     """A request that is not answered with what it asked for.
@@ -82,7 +88,9 @@ def fault(status: int, why: str, kind: str, path: Sequence[str | int] = (), retr
 
 
 def invalid(error: ValidationError) -> Reply:
-    """The refusal of a body that pydantic did not take."""
+    """The refusal of a body that pydantic did not take; more than 1,000 faults are counted and not listed."""
+    if (count := error.error_count()) > MAX_LISTED:
+        return fault(422, f"{count:,} things are wrong with the body, too many to be listed", "too_many_faults")
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     status = 413 if any(p["type"] == "too_long" and p["loc"] in ((), ("instances",)) for p in problems) else 422
     return faults(status, [(p["loc"], p["msg"], p["type"]) for p in problems])

@@ -34,10 +34,11 @@ def forget(keep: Mapping[str, int | None]) -> None:
 
 
 def forget_hourly(keep: Callable[[], Mapping[str, int | None]], ended: threading.Event) -> None:
-    """Forget in a thread of its own, every hour until the process ends; the first time after the first hour."""
+    """Forget in a thread of its own, now and every hour until the process ends."""
 
     def follow() -> None:
-        while not ended.wait(EVERY_SECONDS):
+        while not ended.is_set():
             forget(keep())
+            ended.wait(EVERY_SECONDS)
 
     threading.Thread(target=follow, name="gauntlet-retention", daemon=True).start()

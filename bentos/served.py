@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from bentos.bodies import holds_more
 from bentos.messages import Requests, Variant, requests_of, row_of
 from bentos.prediction_log import new_id
 from bentos.release import Answers, Golden, Release, TooLarge
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("gauntlet.service")
 
 TOLERANCE: Final = 1e-6
+_VALUES_BESIDES: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,8 @@ class Served:
             Refused: It is none that this model takes.
         """
         request = None
+        if batch:
+            self._require_few(body, batch)
         if self.wire is not None:
             request = self.wire.batch(body) if batch else self.wire.single(body)
         return Question(request or self._carefully(body, batch), batch)
@@ -151,10 +155,10 @@ class Served:
         else:
             told = self._quickly(question, identity, prepared)
         if question.batch:
-            body, record = b'{"predictions":%b}' % told, batch_record(self._columns, request.rows, told)
+            body, record = b'{"predictions":%b}' % told, batch_record(self._columns, request.rows, told, request.at)
             return Answered(identity, at, len(request.rows), request.entity, body, record)
         told = told[1:-1]
-        return Answered(identity, at, 1, request.entity, told, single_record(self._columns, request.rows[0], told))
+        return Answered(identity, at, 1, request.entity, told, single_record(self._columns, request, told))
 
     def _require_explainable(self, rows: int) -> None:
         if self.explainer is None:
@@ -164,7 +168,15 @@ class Served:
             why = f"of this model, at most {self.explainer.most_rows} rows of one request are explained"
             raise Refused(fault(422, why, "too_many_explained", ("explain",)))
 
+    def _require_few(self, body: bytes, batch: bool) -> None:
+        """Refuse a body that holds twice as much as any request that can be answered, before it is parsed."""
+        rows = self.release.config.serving.max_batch if batch else 1
+        if holds_more(body, 2 * rows * (len(self._columns) + 1) + _VALUES_BESIDES):
+            why = f"the body holds more values than {rows} row{'s' if batch else ''} of this model"
+            raise Refused(fault(413 if batch else 422, why, "too_many_values"))
+
     def _carefully(self, body: bytes, batch: bool) -> Request:
+        self._require_few(body, batch)
         try:
             read = (self._batch if batch else self._single).validate_json(body)
         except ValidationError as error:

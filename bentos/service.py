@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from bentoml.exceptions import BentoMLException
 
 from bentos.access import Access
 from bentos.access_log import access_log
-from bentos.app import add_model, new_app
+from bentos.app import add_model, base_of, describe_model, new_app
+from bentos.bodies import Bodies, most_held
 from bentos.desk import Desk
 from bentos.fleet import Fleet
-from bentos.front import Front
+from bentos.front import Front, take_down_refusal
 from bentos.lifecycle import Lifecycle, LifecycleMiddleware
 from bentos.metrics import metrics
 from bentos.release import Release
@@ -80,6 +82,7 @@ class Gauntlet:
     def __init__(self) -> None:
         """Load the Release into this worker, or begin to follow."""
         use_served_stack()
+        desk.bodies = Bodies(most_held())
         lifecycle.attend()
         logs.inherit()
         metrics().watch(_measure)
@@ -106,6 +109,7 @@ class Gauntlet:
             # The workers inherit it.
             use_served_stack()
             require_workers()
+            most_held()
             if packaged():
                 bento_version()
             else:
@@ -130,7 +134,9 @@ class Gauntlet:
 
 
 # Not to the mounted app, which sees neither /metrics nor /docs.json.
-Gauntlet.add_asgi_middleware(LifecycleMiddleware, lifecycle=lifecycle)  # type: ignore[attr-defined]
+Gauntlet.add_asgi_middleware(  # type: ignore[attr-defined]
+    LifecycleMiddleware, lifecycle=lifecycle, refused=partial(take_down_refusal, desk)
+)
 Gauntlet.add_asgi_middleware(Front, access=access, desk=desk)  # type: ignore[attr-defined]
 
 
@@ -156,10 +162,13 @@ def follow(settings: Following) -> None:
         home_dir() / "serving",
         names=settings.models,
         limit=settings.resident,
-        describe=lambda release: add_model(app, release, at_root=alone),
+        describe=lambda release: describe_model(app, release, at_root=alone),
     )
     desk.fleet.bring_back_with(follower.load, settings.resident)
     lifecycle.on_drained(follower.stop)
+    for name in settings.models:
+        # Asked before its first Release was fetched, a model says that it is not loaded, and not that it is none.
+        desk.open(name, base_of(name, alone))
     follower.start()
     follower.wait()
 

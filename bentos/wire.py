@@ -98,16 +98,16 @@ class Wire:
             return None
 
 
-def single_record(columns: Sequence[str], row: Row, answer: bytes) -> bytes:
-    """What the log keeps of a single request: `{"inputs": {...}, "answer": {...}}`."""
-    inputs = msgspec.json.encode(dict(zip(columns, row, strict=True)))
-    return b'{"inputs":%b,"answer":%b}' % (inputs, answer)
+def single_record(columns: Sequence[str], request: Request, answer: bytes) -> bytes:
+    """What the log keeps of a single request: `{"inputs": {...}, "answer": {...}, "at"?: "..."}`."""
+    inputs = msgspec.json.encode(dict(zip(columns, request.rows[0], strict=True)))
+    return b'{"inputs":%b,"answer":%b%b}' % (inputs, answer, _at(request.at))
 
 
-def batch_record(columns: Sequence[str], rows: Sequence[Row], answers: bytes) -> bytes:
-    """What the log keeps of a batch: `{"columns": [...], "inputs": [[...], ...], "answers": [...]}`."""
-    told = (msgspec.json.encode(columns), msgspec.json.encode(rows), answers)
-    return b'{"columns":%b,"inputs":%b,"answers":%b}' % told
+def batch_record(columns: Sequence[str], rows: Sequence[Row], answers: bytes, at: str | None = None) -> bytes:
+    """What the log keeps of a batch: `{"columns": [...], "inputs": [[...], ...], "answers": [...], "at"?: "..."}`."""
+    told = (msgspec.json.encode(columns), msgspec.json.encode(rows), answers, _at(at))
+    return b'{"columns":%b,"inputs":%b,"answers":%b%b}' % told
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,10 @@ class Teller:
             reached = np.searchsorted(self.starts, probability, side="right") - 1
             parts.append([self.levels[level] for level in reached.tolist()])
         return list(zip(*parts, strict=True))
+
+
+def _at(at: str | None) -> bytes:
+    return b"" if at is None else b',"at":"%b"' % at.encode()
 
 
 def _field(name: str, column: Column) -> Any:

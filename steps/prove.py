@@ -14,7 +14,7 @@ from bentos.release import Release, add_evidence
 from steps.families import one_thread
 
 LOG = logging.getLogger(__name__)
-SINGLE_ROWS = 2_000
+SINGLE_ROWS = 50_000
 BATCH_ROWS = 10_000
 
 
@@ -37,7 +37,7 @@ class FastPath:
 
 
 def fast_path(release: Release, test: pd.DataFrame, quick: Quick | None) -> FastPath:
-    """Answer the test rows one by one (of more than 2,000 a seeded sample) and in batches, and compare.
+    """Answer the test rows one by one (of more than 50,000 a seeded sample) and in batches, and compare.
 
     Args:
         release: The Release.

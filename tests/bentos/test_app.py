@@ -252,7 +252,8 @@ def test_a_batch_has_a_smallest_and_a_largest_size(client: TestClient, heart: Re
     assert client.post("/predict/batch", json={"instances": []}).status_code == 422
     assert client.post("/predict/batch", json={"instances": [good] * 3_000}).status_code == 200
     assert client.post("/predict/batch", json={"instances": [good] * 3_001}).status_code == 413
-    for instances in (good, None, [None], [[]], [{}] * 100_000):
+    assert client.post("/predict/batch", json={"instances": [{}] * 100_000}).status_code == 413
+    for instances in (good, None, [None], [[]], [{}] * 1_000):
         assert client.post("/predict/batch", json={"instances": instances}).status_code == 422
     assert client.post("/predict/batch", json={"rows": [good]}).status_code == 422
 
@@ -290,7 +291,7 @@ HOSTILE = [
 @pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_bodies_are_refused_briefly(client: TestClient, path: str, body: bytes) -> None:
     response = client.post(path, content=body, headers=JSON)
-    assert response.status_code == 422
+    assert response.status_code == 422 or (response.status_code, path) == (413, "/predict/batch")
     assert len(response.content) < 10_000
     Refusal.model_validate_json(response.content)
 

@@ -3,21 +3,27 @@
 import asyncio
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from bentos import follow
 from bentos.fetch import fetch
 from bentos.fleet import Fleet
-from bentos.follow import Follower
+from bentos.follow import EVERY_SECONDS, Follower
 from bentos.release import Release
-from bentos.reply import Refused
+from bentos.reply import Refused, fault
+from bentos.served import Served
 from models.errors import WorkError
 from stacks import handover
 from stacks.handover import Crown, Handover, reign_of
@@ -56,12 +62,12 @@ class Service:
     def __init__(self, url: str, cache: Path, **options: Any) -> None:
         self.fleet = Fleet()
         self.swaps: list[tuple[str, str]] = []
-        self.described: list[str] = []
+        self.described: list[Release] = []
         self.follower = Follower(
             Ledger(url, keep_connection=True),
             self.fleet,
             cache,
-            describe=lambda release: self.described.append(release.schema.model),
+            describe=lambda release: partial(self.described.append, release),
             swapped=lambda model, outcome: self.swaps.append((model, outcome)),
             **options,
         )
@@ -93,7 +99,7 @@ def test_the_first_champion_is_fetched_checked_and_answers(url: str, service: An
     assert one.version() is None
     crown(ledger, 1, releases[0])
     until(lambda: one.version() == 1, one)
-    assert (one.described, one.swaps) == ([MODEL], [])
+    assert ([release.schema.model for release in one.described], one.swaps) == ([MODEL], [])
     ledger.append("keep", MODEL, 2)
     one.follower.step()
     assert one.version() == 1
@@ -116,7 +122,7 @@ def test_all_switch_together_and_nobody_before_all_are_ready(url: str, service: 
         one.follower.step()
     assert one.version() == 1, "the other is not ready, so nobody switches"
     until(lambda: one.version() == 2, one, two)
-    until(lambda: two.version() == 2, two, seconds=2)
+    until(lambda: two.version() == 2, two)
     assert one.swaps == two.swaps == [(MODEL, "switched")]
 
 
@@ -127,9 +133,133 @@ def test_a_rollback_finds_the_previous_one_warm(url: str, service: Any, releases
     until(lambda: one.version() == 2 and 1 in one.fleet.health()[MODEL].warm, one)
     shutil.rmtree(one.follower._cache)
     ledger.append("rollback", MODEL, 1, payload={"from": 2})
-    assert until(lambda: one.version() == 1, one) < 2
+    until(lambda: one.version() == 1, one)
+    assert not one.follower._cache.exists(), "nothing was fetched"
     ledger.append("rollback", MODEL, 2)
     until(lambda: one.version() == 2, one)
+
+
+def test_a_planned_switch_is_near(url: str, service: Any, releases: list[Release]) -> None:
+    """From the last one's readiness, and from a rollback's entry when all are ready, to the moment that is planned."""
+    ledger, now = Ledger(url), [1_000.0]
+    services = [service(), service()]
+    for one in services:
+        one.follower.handover._clock = lambda: now[0]
+    crown(ledger, 1, releases[0])
+    champion = reign_of(ledger.history(MODEL)).champion
+    assert champion is not None
+    first, second = (one.follower.handover for one in services)
+    first.beat()
+    second.beat()
+    first.ready(champion)
+    now[0] += 7
+    first.beat(), second.beat()
+    assert first.decide(champion) is None
+    second.ready(champion)
+    at = second.decide(champion)
+    # Everybody looks again after so long, at the latest, and then waits for that moment.
+    assert at is not None and 2 * EVERY_SECONDS < at - now[0] < 2 - 2 * EVERY_SECONDS
+    assert first.decide(champion) == at
+
+
+def test_the_description_is_of_what_answers(url: str, service: Any, releases: list[Release], tmp_path: Path) -> None:
+    """Of a Release that fails nothing is shown, and after a rollback the inputs are those of before."""
+    ledger, one = Ledger(url), service()
+    config = releases[0].config
+    ash = config.columns["ash"].model_copy(update={"description": "the second"})
+    config = config.model_copy(update={"columns": config.columns | {"ash": ash}})
+    second = write(tmp_path / "second", MODEL, "logistic_regression", config=config)
+    bad = Release.open(Path(shutil.copytree(second.directory, tmp_path / "bad")))
+    (bad.directory / "golden.json").write_text("[]")
+
+    def shown() -> list[str | None]:
+        return [release.schema.inputs["ash"].description for release in one.described]
+
+    crown(ledger, 1, releases[0])
+    until(lambda: one.version() == 1, one)
+    crown(ledger, 2, bad)
+    until(lambda: (MODEL, "refused") in one.swaps, one)
+    assert len(shown()) == 1
+    crown(ledger, 3, second)
+    until(lambda: 3 in one.fleet.health()[MODEL].warm, one)
+    assert len(shown()) == 1, "it is warm and does not answer yet"
+    until(lambda: one.version() == 3, one)
+    assert shown()[1:] == ["the second"]
+    ledger.append("rollback", MODEL, 1, payload={"from": 3})
+    until(lambda: one.version() == 1, one)
+    assert shown() == [shown()[0], "the second", shown()[0]]
+
+
+def test_one_store_that_hangs_stops_one_model(
+    tmp_path: Path, releases: list[Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    ledger, one, answers = Ledger(url), Service(url, tmp_path / "cache"), threading.Event()
+
+    def hangs(crown: Crown, cache: Path) -> Release:
+        if crown.model == "a":
+            answers.wait(60)
+        return fetch(crown, cache)
+
+    monkeypatch.setattr(follow, "fetch", hangs)
+    for name in ("a", MODEL):
+        crown(ledger, 1, releases[0], model=name)
+    until(lambda: one.version() == 1, one)
+    assert not answers.is_set() and one.version("a") is None
+    answers.set()
+    until(lambda: one.version("a") == 1, one)
+    one.follower.stop()
+
+
+def test_what_neither_answers_nor_may_come_back_leaves_the_cache(
+    tmp_path: Path, releases: list[Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    ledger, one = Ledger(url), Service(url, tmp_path / "cache")
+
+    def versions() -> list[str]:
+        return sorted(path.name[:6] for path in (tmp_path / "cache" / MODEL).iterdir() if path.is_dir())
+
+    def turn(version: int) -> None:
+        crown(ledger, version, releases[version - 1])
+        until(lambda: one.version() == version and one.follower._courses[MODEL].settled, one)
+
+    turn(1)
+    turn(2)
+    turn(3)
+    assert versions() == ["000001", "000002", "000003"], "somebody may just be loading it"
+    for path in (tmp_path / "cache" / MODEL).iterdir():
+        os.utime(path, (0, 0))
+    with FileLock(next((tmp_path / "cache" / MODEL).glob("000001-*.lock"))):
+        turn(2)
+        assert versions() == ["000001", "000002", "000003"], "another process has it"
+    turn(3)
+    assert versions() == ["000002", "000003"]
+    one.follower.stop()
+
+
+def test_what_comes_back_while_nothing_may_answer_does_not(tmp_path: Path, releases: list[Release]) -> None:
+    fleet, loads, refused = Fleet(), threading.Event(), threading.Event()
+    there = Crown(MODEL, 1, 1, 0.0, str(releases[0].directory), _sum(releases[0]))
+
+    def load(crown: Crown) -> Served:
+        loads.set()
+        assert refused.wait(30)
+        return Served.load(fetch(crown, tmp_path), crown.version)
+
+    fleet.bring_back_with(load, 1)
+    fleet.switch(there, None)
+
+    async def ask() -> None:
+        asking = asyncio.ensure_future(fleet.summon(MODEL))
+        await asyncio.to_thread(loads.wait, 30)
+        fleet.refuse(MODEL, fault(503, "the new champion is still being loaded", "loading", retry_after=1))
+        refused.set()
+        with pytest.raises(Refused):
+            await asking
+
+    asyncio.run(ask())
+    assert (fleet.current(MODEL), fleet.answers) == (None, False)
 
 
 def test_whoever_joins_serves_what_the_others_serve(url: str, service: Any, releases: list[Release]) -> None:
@@ -297,7 +427,7 @@ def test_a_dead_process_is_not_waited_for(url: str, service: Any, releases: list
     assert one.version() == 1
     child.kill()
     child.wait()
-    assert until(lambda: one.version() == 2, one) < 2
+    until(lambda: one.version() == 2, one, seconds=handover.LATEST_SECONDS / 2)
 
 
 def _sum(release: Release) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import queue
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from starlette.responses import Response
 
 from bentos import connections, lifecycle, startup
 from bentos.canonical import pipeline_digest
-from bentos.connections import BoundedProtocol
+from bentos.connections import CUT_OFF, BoundedProtocol
 from bentos.lifecycle import Lifecycle, LifecycleMiddleware
 from bentos.release import Release, _release_digest
 from bentos.startup import Listening, require_answers, require_workers, workers
@@ -151,6 +152,9 @@ def test_the_bounds_of_an_ending_fit_into_the_promised_times() -> None:
     assert lifecycle.ORPHAN_SECONDS + lifecycle.ORPHAN_CLOSING_SECONDS + 0.4 < 2
 
 
+CUT: "queue.Queue[int | None]" = queue.Queue()  # what an app is told of requests whose body it did not get
+
+
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A real uvicorn with `BoundedProtocol`, whose app answers with the length of the body."""
@@ -162,6 +166,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
+                CUT.put(scope.get(CUT_OFF))
                 return
             length += len(message["body"])
             more = message["more_body"]
@@ -220,6 +225,7 @@ def test_a_body_that_trickles_is_refused(port: int, monkeypatch: pytest.MonkeyPa
     head = b"POST / HTTP/1.1\r\nContent-Length: 1000\r\n\r\n"
     told = talk(port, head, *[b"x"] * 30, pause=0.05)
     assert told.startswith(b"HTTP/1.1 408") and b"the body did not arrive in time" in told
+    assert CUT.get(timeout=60) == 408
 
 
 @pytest.mark.parametrize("parts", [(), (b"GET / HTTP/1.1\r\n", *[b"A: b\r\n"] * 30)], ids=["nothing", "trickling"])

@@ -6,10 +6,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from pydantic import ValidationError
 
 from bentos import predictions
 from bentos.outcomes import MOST_ITEMS, OutcomeItem, OutcomesRequest, Report, Value, read_outcomes, record
+from bentos.predictions import OUTCOMES
+from stacks.ledger import Ledger
 from tests.bentos.test_prediction_log import EVER, NOW, batch, single, write
 
 RECEIVED = NOW.timestamp() + 60
@@ -51,6 +54,23 @@ def test_an_outcome_is_read_with_its_times(url: str, logged: list[str]) -> None:
     assert (second.at, second.received) == (None, datetime.fromtimestamp(RECEIVED, UTC))
     assert [o.prediction_id for o in read_outcomes(url, "wine", NOW, NOW + timedelta(seconds=2))] == logged[:1]
     assert list(read_outcomes(url, "wine", EVER[0], NOW)) == []
+
+
+@pytest.mark.parametrize("at", ["1970-01-01T00:00:00+14:00", "2199-12-31T23:59:59-14:00"])
+def test_the_farthest_times_are_read_back(url: str, logged: list[str], at: str) -> None:
+    (item,) = OutcomesRequest.model_validate_json(
+        f'[{{"prediction_id": "{logged[0]}", "outcome": 1, "at": "{at}"}}]'
+    ).root
+    record(url, [item], RECEIVED)
+    (read,) = read_outcomes(url, "wine", *EVER)
+    assert read.at == datetime.fromisoformat(at)
+
+
+def test_a_time_that_no_calendar_holds_stops_nobody(url: str, logged: list[str]) -> None:
+    tell(url, (logged[0], 1), (logged[2], 2))
+    with Ledger(url).writing() as connection:
+        connection.execute(sa.update(OUTCOMES).where(OUTCOMES.c.prediction_id == logged[0]).values(at=-6.2136e10))
+    assert [(o.outcome, o.at) for o in read_outcomes(url, "wine", *EVER)] == [(1, None), (2, None)]
 
 
 def test_a_contradiction_is_kept_beside_the_first_and_told(url: str, logged: list[str]) -> None:
@@ -153,6 +173,10 @@ def test_outcomes_expire_with_their_predictions(url: str, logged: list[str]) -> 
         '[{"prediction_id": "a", "outcome": 1, "at": 5}]',
         '[{"prediction_id": "a", "outcome": 1, "at": "2026-11-21T10:00:00"}]',
         '[{"prediction_id": "a", "outcome": 1, "at": "yesterday"}]',
+        '[{"prediction_id": "a", "outcome": 1, "at": "0001-01-01T00:00:00+14:00"}]',
+        '[{"prediction_id": "a", "outcome": 1, "at": "1969-12-31T23:59:59Z"}]',
+        '[{"prediction_id": "a", "outcome": 1, "at": "2200-01-01T00:00:00Z"}]',
+        '[{"prediction_id": "a", "outcome": 1, "at": "9999-12-31T23:59:59-14:00"}]',
         '[{"prediction_id": "a", "outcome": 1, "more": 1}]',
         f'[{{"prediction_id": "{"a" * 49}", "outcome": 1}}]',
         f'[{{"prediction_id": "a", "outcome": "{"x" * 201}"}}]',

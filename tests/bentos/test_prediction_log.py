@@ -197,6 +197,31 @@ def test_expired_months_go_model_by_model_and_table_by_table(url: str) -> None:
     assert predictions.count(url, "wine", *EVER) == 2
 
 
+def test_of_two_that_forget_at_once_the_second_finds_it_done(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    months = [datetime(2026, month, 15, tzinfo=UTC).timestamp() for month in (8, 9, 11)]
+    write(url, *map(single, months))
+    changed, other = predictions._changed, list[tuple[str, ...]]()
+
+    def overtaken(*given: Any) -> int:
+        if not other:
+            other.append(())
+            other.append(predictions.drop_expired(url, "wine", 1, NOW))
+        return changed(*given)
+
+    monkeypatch.setattr(predictions, "_changed", overtaken)
+    assert predictions.drop_expired(url, "wine", 1, NOW) == ()
+    assert other[1] == ("predictions_2026_08", "predictions_2026_09")
+    assert [p.at.month for p in predictions.read(url, "wine", *EVER)] == [11]
+
+
+def test_what_was_true_when_is_read_back(url: str) -> None:
+    at = "2026-11-21T16:30:00Z"
+    one = single(content=json.dumps({"inputs": {}, "answer": {}, "at": at}).encode())
+    many = single(rows=1, content=json.dumps({"columns": [], "inputs": [[]], "answers": [{}], "at": at}).encode())
+    write(url, one, many)
+    assert {p.true_at for p in predictions.read(url, "wine", *EVER)} == {at}
+
+
 def test_an_id_written_twice_is_there_once(url: str) -> None:
     record = single(content=b'{"inputs": {}, "answer": {"prediction": "first"}}')
     again = single(content=b'{"inputs": {}, "answer": {"prediction": "second"}}')

@@ -231,6 +231,26 @@ def test_a_tree_that_differs_is_found(family: Any, releases: Any) -> None:
     assert not proof.used and proof.largest_gap > 1e-6
 
 
+@pytest.mark.parametrize(("right", "used"), [(2 * 2_000, False), (10_000, True)])  # the proof asks twice
+def test_every_row_is_proven_alone(right: int, used: bool, releases: Any) -> None:
+    """A fault of the last rows only, and only where they are asked alone."""
+
+    class Faulty:
+        def __init__(self, right: Any) -> None:
+            self.right, self.alone = right, 0
+
+        def __call__(self, prepared: Any) -> Any:
+            self.alone += len(prepared) == 1
+            told = self.right(prepared)
+            return told + 0.01 if len(prepared) == 1 and self.alone > right else told
+
+    release = releases("wine", "logistic_regression")
+    frame = pd.concat([frame_of("wine")] * 13, ignore_index=True)
+    quick = _quick(release)
+    proof = fast_path(release, frame, replace(quick, estimate=Faulty(quick.estimate)))
+    assert 2_000 < proof.answered * proof.rows <= proof.rows and proof.used == used
+
+
 def test_a_preparation_that_differs_is_found_and_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = write(tmp_path / "r", "wine", "logistic_regression")
     quick = _quick(release)

@@ -1,6 +1,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from bentos.messages import Answer, BatchAnswer, requests_of, row_of
 from bentos.release import Answers, Release
 from bentos.schema import Schema
 from bentos.served import Served
-from bentos.wire import Teller, Wire, batch_record, single_record
+from bentos.wire import Request, Teller, Wire, batch_record, single_record
 from models.config import Column
 from tests.bentos.samples import config_of, frame_of, write
 
@@ -223,6 +224,8 @@ def test_a_name_that_msgspec_does_not_take_goes_the_careful_way(name: str) -> No
         *(("2026-01-02T03:04:05+01:00", True), ("2026-01-02T03:04", True), ("2026-01-02T03:04:05.5Z", True)),
         *(("2026-01-02", False), ("20260102T030405", False), ("2026-01-02T25:00", False), ("yesterday", False)),
         *(("2026-01-02T03:04:05Z ", False), ("٢٠٢٦-01-02T03:04", False), ("2026-W01-1T00:00", False), ("", False)),
+        *(("1970-01-01T00:00:00+14:00", True), ("2199-12-31T23:59:59-14:00", True), ("1969-12-31T23:59", False)),
+        *(("2200-01-01T00:00", False), ("0001-01-01T00:00:00+14:00", False), ("9999-12-31T23:59:59-14:00", False)),
     ],
 )
 def test_a_time_has_date_and_time(wire: Wire, at: str, fits: bool) -> None:
@@ -309,10 +312,12 @@ def test_a_number_that_is_none_is_no_answer(folder: Path) -> None:
 
 def test_records_hold_inputs_and_answers() -> None:
     row = (1.5, None, True, 'x"', 1, "é", None)
-    assert json.loads(single_record(tuple(SCHEMA.inputs), row, b'{"prediction":1}')) == {
-        "inputs": dict(zip(SCHEMA.inputs, row, strict=True)),
-        "answer": {"prediction": 1},
-    }
+    asked = Request([row], None, None, None)
+    record = {"inputs": dict(zip(SCHEMA.inputs, row, strict=True)), "answer": {"prediction": 1}}
+    assert json.loads(single_record(tuple(SCHEMA.inputs), asked, b'{"prediction":1}')) == record
+    dated, at = replace(asked, at="2026-11-21T16:30:00Z"), {"at": "2026-11-21T16:30:00Z"}
+    assert json.loads(single_record(tuple(SCHEMA.inputs), dated, b'{"prediction":1}')) == record | at
+    assert json.loads(batch_record(("x",), [(1,)], b"[1]", dated.at)).items() >= at.items()
     assert json.loads(batch_record(tuple(SCHEMA.inputs), [row, row], b'[{"prediction":1},{"prediction":2}]')) == {
         "columns": list(SCHEMA.inputs),
         "inputs": [list(row), list(row)],
