@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     import uvicorn
 
+ASK_SECONDS = 5.0
 START_SECONDS = 180.0
 DRAIN_SECONDS = 10.0
 STOP_SECONDS = 3.0
@@ -274,7 +275,7 @@ def _started_by_user(home: Path) -> str | None:
     try:
         # No proxy: this is the loopback.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{_user_server()}/api/admin/settings", timeout=5) as answer:
+        with opener.open(f"{_user_server()}/api/admin/settings", timeout=ASK_SECONDS) as answer:
             served = json.load(answer)["home"]
         return f"{_user_server()}/api" if Path(served).resolve() == home.resolve() else None
     except (OSError, ValueError, KeyError, TypeError):

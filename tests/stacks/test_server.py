@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stacks.orchestrator import server
 from stacks.orchestrator.server import (
     ServerError,
     configured_url,
@@ -130,6 +131,7 @@ def test_a_process_that_ends_in_order_sees_its_server_off(
 
 def test_a_server_of_the_user_on_the_same_home_is_taken(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = str(free_port())
+    monkeypatch.setattr(server, "ASK_SECONDS", 120)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_SERVER_API_PORT", port)
     command = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--port", port]
