@@ -97,10 +97,10 @@ def _require_known(verdict: Verdict, overrides: Sequence[str]) -> None:
 def _require_free(verdict: Verdict, entries: Sequence[Entry], now: datetime) -> None:
     """Refuse what is champion already, and a challenger whose time to wait is over."""
     name = f"v{verdict.version} of '{verdict.model}'"
-    last = next((entry for entry in reversed(entries) if entry.version == verdict.version), None)
-    if last is None:
+    stands = standing(entries)
+    if (last := stands.latest.get(verdict.version)) is None:
         return  # judged for the first time, just now
-    require("promote", standing(entries), verdict.model, verdict.version)
+    require("promote", stands, verdict.model, verdict.version)
     if last.waits_until and last.waits_until <= now:
         raise Refused(
             f"{name} waited for a person until {last.waits_until:%Y-%m-%d %H:%M} UTC and has expired "

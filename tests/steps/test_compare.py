@@ -12,9 +12,10 @@ from bentos.frame import to_frame
 from bentos.release import Release, write_release
 from models.config import ModelConfig
 from steps.compare import Comparison, compare, unseen
+from steps.evaluate import evaluate_release, record
 from steps.families import build_pipeline, one_thread
 from steps.metrics import compute_metrics
-from steps.split import in_test, split_frame
+from steps.split import Split, in_test, split_frame
 from steps.verdict import judge
 from tests.steps.arena import against, package_of
 from tests.steps.learning import configured, rows_of, toy
@@ -155,7 +156,8 @@ def test_another_metric_is_the_challengers(champion: Release, tmp_path: Path) ->
     assert compared.paired.low > 0
 
 
-def test_a_champion_that_fails_on_new_rows_is_a_reason_without_their_values(tmp_path: Path) -> None:
+def narrow(folder: Path) -> tuple[Release, Split, pd.DataFrame]:
+    """A champion that fails on categories it does not know, the rows it was split from, and test rows with such."""
     columns: dict[str, Any] = {**NUMBERS, "kind": {"type": "category"}}
     config = toy(columns)
     frame = table().assign(kind=np.where(table()["a"] > 0, "up", "down").astype(object))
@@ -165,7 +167,7 @@ def test_a_champion_that_fails_on_new_rows_is_a_reason_without_their_values(tmp_
     with one_thread():
         pipeline.fit(split.train, (split.train["y"] == "yes").astype(int).to_numpy())
     champion = write_release(
-        tmp_path / "r",
+        folder / "r",
         pipeline=pipeline,
         config=config,
         train=split.train,
@@ -174,7 +176,12 @@ def test_a_champion_that_fails_on_new_rows_is_a_reason_without_their_values(tmp_
         trials=1,
         evidence={},
     )
-    new = split.test.assign(kind=np.where(split.test.index % 2, "up", "jane@example.org").astype(object))
+    return champion, split, split.test.assign(kind=np.where(split.test.index % 2, "up", "jane@example.org"))
+
+
+def test_a_champion_that_fails_on_new_rows_is_a_reason_without_their_values(tmp_path: Path) -> None:
+    champion, split, new = narrow(tmp_path)
+    config = champion.config
     challenger = released(tmp_path / "c", config, split.train)
     compared = compare(config, challenger, champion, "v1", new)
     verdict = verdict_on(config, compared)
@@ -183,6 +190,19 @@ def test_a_champion_that_fails_on_new_rows_is_a_reason_without_their_values(tmp_
     assert "with ValueError" in verdict.reason and "jane" not in verdict.reason
     large = split.test.assign(a=1e300)
     assert "numbers that the model cannot compute with" in compare(config, challenger, champion, "v1", large).notes[0]
+
+
+def test_a_run_against_a_champion_that_fails_on_new_rows_goes_on_to_its_verdict(tmp_path: Path) -> None:
+    champion, split, new = narrow(tmp_path)
+    config, few, some = champion.config, split.train[:400], new[:300].reset_index(drop=True)
+    challenger = released(tmp_path / "c", config, few)
+    judged = record(evaluate_release(challenger, few, some, 100, champion, 1), challenger, some, champion)
+    assert (judged.champion, judged.champion_effects, judged.importance_drift) == (None, None, None)
+    assert judged.effects is not None, "the challenger is explained"
+    told = "no effects of the champion: it fails on these rows with ValueError"
+    assert any("it fails on the" in note for note in judged.notes) and told in judged.notes
+    verdict = judge(config, judged, package_of(2, "toy"), 1)
+    assert verdict.decision == "pending" and "jane" not in judged.model_dump_json()
 
 
 def test_models_of_different_classes_are_scored_by_one_definition(tmp_path: Path) -> None:
