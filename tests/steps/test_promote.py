@@ -95,6 +95,27 @@ def test_losers_keep_their_evidence_and_their_state(arena: Arena, tmp_path: Path
         assert [gate["name"] for gate in evidence["gates"]][:2] == ["smoke_test", "beats_dummy"]
 
 
+def test_evidence_of_every_verdict_is_written_whatever_the_ledger_says_after_it(
+    arena: Arena, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill after the ledger's entry, and the loop writes before anybody repairs."""
+    with monkeypatch.context() as killed:
+        killed.setattr(module, "_mirror", lambda *_: None)
+        _decide(arena, 1, evaluation_of(arena.model, champion_version=None), why="the first")
+        _decide(arena, 1, evaluation_of(arena.model))
+    open_ledger().append("monitor", arena.model, 1, payload={"decision": "watch"})
+    said = repair(arena.model)
+    name = f"{arena.model} v1"
+    assert [f"{name}: evidence of entry {number}" in said for number in (1, 2, 3)] == [True, True, False]
+    for sequence, decision in ((1, "promoted"), (2, "kept")):
+        path = registry.fetch_file(arena.model, 1, f"evidence/verdict-{sequence:06d}.json", tmp_path / "fetched")
+        assert json.loads(path.read_text())["decision"] == decision
+        card = registry.fetch_file(arena.model, 1, f"evidence/card-{sequence:06d}.md", tmp_path / "fetched")
+        assert decision in card.read_text().lower()
+    assert registry.version(arena.model, 1).tags["gauntlet.reason"].startswith("kept")
+    _assert_agreed(arena, 1, None)
+
+
 def test_what_waits_for_a_person_is_the_challenger(arena: Arena) -> None:
     _crown(arena, 1)
     assert _decide(arena, 2, evaluation_of(arena.model)).decision == "pending"
