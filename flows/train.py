@@ -151,7 +151,12 @@ def _train(model: str, source: str | None, overrides: Sequence[str], why: str, a
     run_id = output(trained, "evaluate").load().mlflow_run_id
     ids = {SOURCE_NAME_TAG: used, TRAIN_RUN_TAG: str(trained.id), FLOW_RUN_TAG: str(flow_run.id)}
     log_run(run_id, tags=ids)
-    asked = Asked(why=why or "gauntlet run", actor=actor, flow_run=str(flow_run.id) if suspends(config) else None)
+    asked = Asked(
+        why=why or "gauntlet run",
+        actor=actor,
+        settings=tuple(text for text in overrides if text.startswith(("gates", "promotion"))),
+        flow_run=str(flow_run.id) if suspends(config) else None,
+    )
     whole = parameter(config.model_dump(mode="json"))
     released = run_release(model, whole, output(trained, "evaluate"), output(trained, "package"), asked)
     result = _result(config, used, stack, trained, released, time.monotonic() - started)

@@ -29,6 +29,7 @@ class Asked(BaseModel):
         actor: Who asks: `key:<name>` or `unverified:<user>`; the ledger's `current_actor` when None.
         by_hand: Whether a person asks for this version to be champion; else it is what a training run came to.
         overrides: Names of gates that may fail.
+        settings: What `--set` changed of gates and promotion, for the ledger.
         flow_run: Prefect's run that suspends while the challenger waits; None where nothing does.
     """
 
@@ -38,6 +39,7 @@ class Asked(BaseModel):
     actor: str | None = None
     by_hand: bool = False
     overrides: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     flow_run: str | None = None
 
 

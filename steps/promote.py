@@ -236,6 +236,7 @@ def _payload(
     return {
         **waits,
         "by_hand": asked.by_hand,
+        "settings": list(asked.settings),
         "overridden": [gate.name for gate in verdict.gates if gate.overridden],
         "verdict": verdict.model_dump(mode="json", exclude={"sequence"}),
         "semver": label_of(package.model, package.version),

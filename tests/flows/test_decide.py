@@ -123,6 +123,19 @@ def test_set_may_not_take_four_eyes_away(arena: Arena, tmp_path: Path) -> None:
         resolve_model(arena.model, ["promotion.four_eyes=false"])
 
 
+@pytest.mark.parametrize(("asked", "given"), [("manual", "auto"), ("manual", "on_warning"), ("on_warning", "auto")])
+def test_set_may_not_ask_fewer_people(arena: Arena, tmp_path: Path, asked: str, given: str) -> None:
+    path = tmp_path / f"{arena.model}.yaml"
+    path.write_text(yaml.safe_dump({**TOY, "name": arena.model, "promotion": {"approval": asked}}))
+    said = rf"--set may not make promotion\.approval {given}, the YAML asks for {asked}"
+    with pytest.raises(ConfigError, match=said):
+        resolve_model(arena.model, [f"promotion.approval={given}"])
+    with pytest.raises(ConfigError, match=said):
+        resolve_model(arena.model, [f"promotion.approval.mode={given}"])
+    path.write_text(yaml.safe_dump({**TOY, "name": arena.model, "promotion": {"approval": given}}))
+    assert resolve_model(arena.model, [f"promotion.approval={asked}"]).config.promotion.approval.mode == asked
+
+
 def test_a_parameter_does_not_make_anybody_the_owner_of_a_key(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     _, secret = keys.add("ada", "admin")
     assert (acting("unverified:cron"), acting("cron")) == ("unverified:cron", "unverified:cron")
