@@ -110,3 +110,12 @@ def wake(run: str, decision: Literal["approve", "reject"], why: str) -> None:
         resume_flow_run(UUID(run), run_input={"decision": decision, "why": why})
     except Exception as error:
         LOG.warning("decided; flow run %s, which waits for it, was not told: %s", run, bounded(str(error), 300))
+
+
+def wake_superseded(model: str, since: int) -> None:
+    """Resume the flow runs whose challengers were refused after entry `since`: a newer one waits in their place."""
+    entries = open_ledger().history(model)
+    asking = {entry.version: entry.payload.get("flow_run") for entry in entries if entry.action == "pending"}
+    for entry in entries:
+        if entry.sequence > since and entry.action == "reject" and (run := asking.get(entry.version)):
+            wake(run, "reject", entry.why)

@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from zenml.utils import source_utils
 
-from flows.approval import conclude, question_of, suspended, suspends
+from flows.approval import conclude, question_of, suspended, suspends, wake_superseded
 from flows.cancelled import end_cancelled
 from flows.console import use_logging
 from flows.pipelines import train_pipeline
@@ -158,7 +158,9 @@ def _train(model: str, source: str | None, overrides: Sequence[str], why: str, a
         flow_run=str(flow_run.id) if suspends(config) else None,
     )
     whole = parameter(config.model_dump(mode="json"))
+    tip = open_ledger().tip(model)
     released = run_release(model, whole, output(trained, "evaluate"), output(trained, "package"), asked)
+    wake_superseded(model, tip)
     result = _result(config, used, stack, trained, released, time.monotonic() - started)
     if result["verdict"] in ("promoted", "pending"):
         registry.set_tag(model, result["version"], SOURCE_TAG, digest)
