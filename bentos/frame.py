@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -84,6 +84,16 @@ def categories(column: Column) -> tuple[str, ...]:
     """The declared categories in canonical form, in the YAML's order; empty where none are declared."""
     canonical = _canonical(column)
     return tuple(text for value in column.categories or () if (text := canonical(value)) is not None)
+
+
+def spelling(column: Column) -> Literal["boolean", "number", "text"]:
+    """What a category column's values are printed as: where all declared categories are of one kind, as such."""
+    declared = column.categories or ()
+    if declared and all(isinstance(c, bool) for c in declared):
+        return "boolean"
+    if declared and all(isinstance(c, int | float) and not isinstance(c, bool) for c in declared):
+        return "number"
+    return "text"
 
 
 def markers(column: Column) -> frozenset[float]:
@@ -183,10 +193,9 @@ def _texts(
 
 def _canonical(column: Column) -> Callable[[Any], str | None]:
     """How a category column prints its values: by the kind of the declared categories."""
-    declared = column.categories or ()
-    if declared and all(isinstance(c, bool) for c in declared):
+    if (spelled := spelling(column)) == "boolean":
         return lambda cell: _truth(cell) or _scalar_text(cell)
-    if declared and all(isinstance(c, int | float) and not isinstance(c, bool) for c in declared):
+    if spelled == "number":
         return lambda cell: _scalar_text(cell if (number := _number(cell)) is None else number)
     return _scalar_text
 

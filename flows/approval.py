@@ -13,10 +13,12 @@ from pydantic import Field
 
 from flows.decide import decided
 from flows.release import promote_version
+from flows.retire import repair_first
 from models.config import ModelConfig
 from models.errors import bounded
 from stacks import registry
 from stacks.ledger import Entry, open_ledger
+from stacks.lifecycle import standing
 from steps.promote import repair
 from steps.refuse import refuse
 
@@ -40,7 +42,7 @@ class Question:
 
     Attributes:
         entry: The ledger's entry by which it waits.
-        last: The newest entry of that version: the same one, unless it was decided elsewhere.
+        last: What the version is by the ledger: the same one, unless it was decided elsewhere.
     """
 
     entry: Entry
@@ -58,7 +60,7 @@ def question_of(model: str, run: str) -> Question | None:
     asked = [entry for entry in entries if entry.action == "pending" and entry.payload.get("flow_run") == run]
     if not asked:
         return None
-    return Question(asked[-1], [entry for entry in entries if entry.version == asked[-1].version][-1])
+    return Question(asked[-1], standing(entries).latest[asked[-1].version or 0])
 
 
 def suspended(question: Question) -> Approval | None:
@@ -96,6 +98,7 @@ def conclude(question: Question, answer: Approval | None) -> dict[str, Any]:
     last = question.last
     if answer is not None:
         registry.initialise()
+        repair_first(model, LOG.warning)
         last = refuse(model, version, why=answer.why, actor=SOMEBODY)
         repair(model)
     return decided(last)
@@ -107,3 +110,12 @@ def wake(run: str, decision: Literal["approve", "reject"], why: str) -> None:
         resume_flow_run(UUID(run), run_input={"decision": decision, "why": why})
     except Exception as error:
         LOG.warning("decided; flow run %s, which waits for it, was not told: %s", run, bounded(str(error), 300))
+
+
+def wake_superseded(model: str, since: int) -> None:
+    """Resume the flow runs whose challengers were refused after entry `since`: a newer one waits in their place."""
+    entries = open_ledger().history(model)
+    asking = {entry.version: entry.payload.get("flow_run") for entry in entries if entry.action == "pending"}
+    for entry in entries:
+        if entry.sequence > since and entry.action == "reject" and (run := asking.get(entry.version)):
+            wake(run, "reject", entry.why)

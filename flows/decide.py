@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from flows.console import out, print_json, quiet_home, use_logging
 from flows.gates import print_gates
+from flows.retire import repair_first
 from flows.run import own_error, use_prefect
 from models.config import load_model
 from models.errors import ConfigError
@@ -58,9 +59,10 @@ def reject_by_hand(model: str, version: int, why: str) -> dict[str, Any]:
     from steps.promote import repair
     from steps.refuse import refuse
 
+    registry.initialise()
+    repair_first(model)
     waiting_run = _waiting_run(model, version)
     entry = refuse(model, version, why=why)
-    registry.initialise()
     repair(model)
     if waiting_run:
         with use_prefect(home, "flows.approval"):

@@ -16,6 +16,7 @@ from flows.console import use_logging
 from flows.pipelines import monitor_pipeline
 from flows.release import Run, finished, output
 from flows.resolve import resolve_model
+from flows.retire import repair_first
 from flows.retrain import act
 from stacks import registry
 from stacks.active import use_stack
@@ -60,6 +61,7 @@ def monitor(
     use_logging(config.logging, model=model, prefect_flow_run_id=str(flow_run.id))
     require_champion(model, open_ledger())
     registry.initialise()
+    repair_first(model, LOG.warning)
     pipeline = monitor_pipeline.with_options(run_name=f"monitor-{model}-{{date}}-{{time}}", tags=[model])
     whole, asked = parameter(config.model_dump(mode="json")), parameter(watch.model_dump(mode="json"))
     run = finished(pipeline(whole, asked))

@@ -1,5 +1,6 @@
 """The Prefect flow `release`: a version that was trained before is judged again and becomes champion by hand."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from zenml.utils.pagination_utils import depaginate
 
 from flows.cancelled import end_cancelled
 from flows.pipelines import release_pipeline
+from flows.retire import repair_first
 from models.errors import ConfigError, WorkError
 from stacks import registry
 from stacks.active import use_stack
@@ -23,7 +25,8 @@ from stacks.ledger import current_actor, open_ledger
 from stacks.stack_file import ensure_active
 from steps.approve import Asked
 from steps.caching import parameter
-from steps.promote import repair
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def promote_version(model: str, version: int, why: str, overrides: Sequence[str]
     source_utils.set_custom_source_root(str(clone_dir()))
     stack = ensure_active()
     registry.initialise()
-    repair(model)
+    repair_first(model, LOG.warning)
     judged = judgement_of(model, version)
     asked = Asked(why=why, actor=actor, by_hand=True, overrides=tuple(overrides))
     released = run_release(model, judged.config, judged.evaluation, judged.package, asked)

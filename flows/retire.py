@@ -1,11 +1,16 @@
 """Retiring a version from the command line."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flows.console import err, out, print_json, quiet_home
 from models.config import load_model
 from models.errors import WorkError
+
+
+def to_stderr(line: str) -> None:
+    """Print a line as it is on stderr."""
+    err.print(line, markup=False)
 
 
 def retire_version(model: str, version: int, why: str) -> dict[str, Any]:
@@ -27,8 +32,8 @@ def retire_version(model: str, version: int, why: str) -> dict[str, Any]:
     return told | {"why": entry.why, "actor": entry.actor, "sequence": entry.sequence}
 
 
-def repair_first(model: str) -> None:
-    """Finish what a crash left half done of an earlier command, and say so on stderr.
+def repair_first(model: str, say: Callable[[str], None] = to_stderr) -> None:
+    """Finish what a crash left half done of an earlier command, and say so, on stderr or as a flow run logs it.
 
     What cannot be repaired is left to the command that comes, which may be the cure.
     """
@@ -36,9 +41,9 @@ def repair_first(model: str) -> None:
 
     try:
         for line in repair(model):
-            err.print(f"repaired: {line}", markup=False)
+            say(f"repaired: {line}")
     except WorkError as error:
-        err.print(f"not repaired: {error}", markup=False)
+        say(f"not repaired: {error}")
 
 
 def print_retired(result: Mapping[str, Any], as_json: bool) -> None:

@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from zenml.utils import source_utils
 
-from flows.approval import conclude, question_of, suspended, suspends
+from flows.approval import conclude, question_of, suspended, suspends, wake_superseded
 from flows.cancelled import end_cancelled
 from flows.console import use_logging
 from flows.pipelines import train_pipeline
@@ -25,7 +25,7 @@ from stacks import registry
 from stacks.active import use_stack
 from stacks.home import clone_dir
 from stacks.installed import remember_installed
-from stacks.ledger import current_actor, open_ledger
+from stacks.ledger import UNVERIFIED, current_actor, open_ledger
 from stacks.runs import log_run
 from stacks.stack_file import ensure_active
 from steps.approve import KNOWN_BY_KEY, Asked
@@ -112,7 +112,7 @@ def fitting(model: str) -> Iterator[None]:
 
 
 def acting(given: str | None) -> str:
-    """The actor of a run: a key's owner is known by the key, not by a parameter, which anybody may write.
+    """The actor of a run: the owner of this process's key; without one `given`, which anybody may write: unverified.
 
     Raises:
         ConfigError: `given` names the owner of another key than `GAUNTLET_KEY`, or that is wrong.
@@ -120,7 +120,9 @@ def acting(given: str | None) -> str:
     actor = current_actor()
     if given and given != actor and given.startswith(KNOWN_BY_KEY):
         raise ConfigError("the parameter 'actor' names the owner of a key; set GAUNTLET_KEY to that key instead")
-    return given or actor
+    if not given or actor.startswith(KNOWN_BY_KEY):
+        return actor
+    return given if given.startswith(UNVERIFIED) else f"{UNVERIFIED}{given}"
 
 
 def _train(model: str, source: str | None, overrides: Sequence[str], why: str, actor: str) -> dict[str, Any]:
@@ -149,9 +151,16 @@ def _train(model: str, source: str | None, overrides: Sequence[str], why: str, a
     run_id = output(trained, "evaluate").load().mlflow_run_id
     ids = {SOURCE_NAME_TAG: used, TRAIN_RUN_TAG: str(trained.id), FLOW_RUN_TAG: str(flow_run.id)}
     log_run(run_id, tags=ids)
-    asked = Asked(why=why or "gauntlet run", actor=actor, flow_run=str(flow_run.id) if suspends(config) else None)
+    asked = Asked(
+        why=why or "gauntlet run",
+        actor=actor,
+        settings=tuple(text for text in overrides if text.startswith(("gates", "promotion"))),
+        flow_run=str(flow_run.id) if suspends(config) else None,
+    )
     whole = parameter(config.model_dump(mode="json"))
+    tip = open_ledger().tip(model)
     released = run_release(model, whole, output(trained, "evaluate"), output(trained, "package"), asked)
+    wake_superseded(model, tip)
     result = _result(config, used, stack, trained, released, time.monotonic() - started)
     if result["verdict"] in ("promoted", "pending"):
         registry.set_tag(model, result["version"], SOURCE_TAG, digest)

@@ -40,6 +40,7 @@ REVISION: Final = "0005"
 VERSION_TABLE: Final = "gauntlet_revision"
 PATIENCE: Final = 60.0
 WHY_LIMIT: Final = 2_000
+UNVERIFIED: Final = "unverified:"
 
 TABLE: Final = sa.Table(
     "ledger",
@@ -116,9 +117,9 @@ def current_actor(ledger: "Ledger | None" = None) -> str:
 
         return actor_of(presented, ledger)
     try:
-        return f"unverified:{getpass.getuser()}"
+        return f"{UNVERIFIED}{getpass.getuser()}"
     except (KeyError, OSError):
-        return f"unverified:uid-{os.getuid()}"
+        return f"{UNVERIFIED}uid-{os.getuid()}"
 
 
 class Ledger:
@@ -275,8 +276,10 @@ class Ledger:
         seen by what this home remembers to have written.
         """
         query = sa.select(TABLE).order_by(TABLE.c.sequence).execution_options(yield_per=1_000)
+        # Recalled first: an entry that is written meanwhile is in the ledger before this home remembers it.
+        memory = recall(self._anchor)
         with self._begin() as connection, self._any_text(connection):
-            return audit(connection.execute(query), recall(self._anchor), _digest)
+            return audit(connection.execute(query), memory, _digest)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:

@@ -80,7 +80,7 @@ class Standing:
         waiting: Every version that waits for a person, in order of its number.
         crowned: Every version that was ever champion, in order of its first time.
         states: Lifecycle state of every version that an entry names.
-        latest: Every version's newest entry.
+        latest: Every version's newest entry that says what it is: what the loop saw of a champion does not.
     """
 
     sequence: int
@@ -112,9 +112,8 @@ def standing(entries: "Sequence[Entry]") -> Standing:
         if entry.version is None:
             continue
         version = entry.version
-        latest[version] = entry
         if entry.action in _AFTER:
-            words[version] = entry.action
+            words[version], latest[version] = entry.action, entry
         if entry.action in CROWNING:
             crowned[version] = monitored = None
             returns = entry.action == "rollback" and version in stack
@@ -125,7 +124,7 @@ def standing(entries: "Sequence[Entry]") -> Standing:
             monitored = version
     champion = stack[-1] if stack else None
     previous = stack[-2] if len(stack) > 1 else None
-    states: dict[int, State] = dict.fromkeys(latest, "experimentation")
+    states: dict[int, State] = {entry.version: "experimentation" for entry in entries if entry.version is not None}
     states |= {version: _AFTER[word] for version, word in words.items()}
     if previous is not None:
         states[previous] = "staging"

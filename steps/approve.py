@@ -29,6 +29,7 @@ class Asked(BaseModel):
         actor: Who asks: `key:<name>` or `unverified:<user>`; the ledger's `current_actor` when None.
         by_hand: Whether a person asks for this version to be champion; else it is what a training run came to.
         overrides: Names of gates that may fail.
+        settings: What `--set` changed of gates and promotion, for the ledger.
         flow_run: Prefect's run that suspends while the challenger waits; None where nothing does.
     """
 
@@ -38,6 +39,7 @@ class Asked(BaseModel):
     actor: str | None = None
     by_hand: bool = False
     overrides: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     flow_run: str | None = None
 
 
@@ -97,10 +99,10 @@ def _require_known(verdict: Verdict, overrides: Sequence[str]) -> None:
 def _require_free(verdict: Verdict, entries: Sequence[Entry], now: datetime) -> None:
     """Refuse what is champion already, and a challenger whose time to wait is over."""
     name = f"v{verdict.version} of '{verdict.model}'"
-    last = next((entry for entry in reversed(entries) if entry.version == verdict.version), None)
-    if last is None:
+    stands = standing(entries)
+    if (last := stands.latest.get(verdict.version)) is None:
         return  # judged for the first time, just now
-    require("promote", standing(entries), verdict.model, verdict.version)
+    require("promote", stands, verdict.model, verdict.version)
     if last.waits_until and last.waits_until <= now:
         raise Refused(
             f"{name} waited for a person until {last.waits_until:%Y-%m-%d %H:%M} UTC and has expired "

@@ -12,6 +12,7 @@ from steps.groups import OTHERS, Groups
 Array = np.ndarray[Any, Any]
 
 MOST_GROUPS = 30
+MOST_JUDGED = 100
 RATES = ("selection_rate", "tpr", "fpr", "precision")
 _CHUNK = 4_000_000
 
@@ -48,10 +49,11 @@ class Crossing:
 
     Attributes:
         columns: Which.
-        names: Of each group, one name a column; the largest groups only, as `beyond` says.
+        names: Of each group, one name a column; the larger groups only, as `beyond` says.
         codes: Shape (m,): the group that each cell is in, -1 for those beyond.
         rows: Shape (groups,): their rows.
         beyond: How many smaller groups are left out.
+        unjudged: How many of these have rows enough to be judged.
     """
 
     columns: tuple[str, ...]
@@ -59,6 +61,7 @@ class Crossing:
     codes: Array
     rows: Array
     beyond: int
+    unjudged: int
 
     def judged(self, min_rows: int) -> Array:
         """Shape (groups,) of bool: those with enough rows, and of one value a column."""
@@ -81,16 +84,21 @@ def count_cells(groups: dict[str, Groups], truth: Array, predicted: Array) -> Ce
     return Cells(tuple(groups), names, cells[:, :-2], cells[:, -2], cells[:, -1], counted.to_numpy(np.int64))
 
 
-def cross(cells: Cells, columns: Sequence[str]) -> Crossing:
-    """Group the cells by `columns`: the 30 groups with the most rows, in the order of their names' codes."""
+def cross(cells: Cells, columns: Sequence[str], min_rows: int) -> Crossing:
+    """Group the cells by `columns`, in the order of their names' codes.
+
+    Of the groups those with the most rows are kept: 30, and of those with at least `min_rows` up to 100.
+    """
     places = [cells.columns.index(column) for column in columns]
     found, codes = np.unique(cells.groups[:, places], axis=0, return_inverse=True)
     rows = np.bincount(codes.ravel(), weights=cells.counts).astype(np.int64)
-    kept = np.sort(np.argsort(-rows, kind="stable")[:MOST_GROUPS])
+    large = int((rows >= min_rows).sum())
+    kept = np.sort(np.argsort(-rows, kind="stable")[: max(MOST_GROUPS, min(large, MOST_JUDGED))])
     new = np.full(len(found), -1)
     new[kept] = np.arange(len(kept))
     names = [tuple(cells.names[place][code] for place, code in zip(places, found[k], strict=True)) for k in kept]
-    return Crossing(tuple(columns), tuple(names), new[codes.ravel()], rows[kept], len(found) - len(kept))
+    beyond = len(found) - len(kept)
+    return Crossing(tuple(columns), tuple(names), new[codes.ravel()], rows[kept], beyond, max(0, large - len(kept)))
 
 
 def tally_matrix(cells: Cells, crossing: Crossing, positive: int) -> Any:

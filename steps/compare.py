@@ -7,15 +7,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bentos.frame import to_frame
+from bentos.frame import canonical_text, spelling, to_frame
 from bentos.release import Answers, Release
-from models.config import ModelConfig
+from models.config import Column, ModelConfig
 from models.errors import DataError, GauntletError
 from steps.metrics import compute_metrics
 from steps.paired import Paired, paired_difference
 from steps.split import hashed_columns, in_test
 
 Array = np.ndarray[Any, Any]
+
+_NUMBERS = ("number", "integer")
+# By the type that cells have: the types that are read from them as from the raw ones, or not at all.
+_KEPT: Mapping[str, tuple[str, ...]] = {
+    "text": ("text", "category", "boolean", "datetime", *_NUMBERS),
+    "category": ("category", "boolean", "datetime", *_NUMBERS),
+    "number": _NUMBERS,
+    "integer": _NUMBERS,
+    "boolean": ("boolean",),
+    "datetime": ("datetime",),
+}
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,7 @@ def rescored(config: ModelConfig, champion: Release, previous: Release, name: st
     if previous.schema.labels != champion.schema.labels:
         return no_figures(f"{name} knows the classes {', '.join(previous.schema.labels)[:200]}")
     try:
-        read = _read_by(previous, rows)
+        read = _read_by(previous, champion.config.columns, rows)
         if not read.whole.all():
             return no_figures(
                 f"{name} cannot read {int((~read.whole).sum())} of {len(rows)} rows", *_in_words(read.unread)
@@ -186,7 +197,7 @@ def meet(config: ModelConfig, challenger: Release, champion: Release, test: pd.D
         DataError: The champion cannot read the rows or fails on them.
     """
     rows = test[unseen(challenger, test)]
-    read = _read_by(champion, rows)
+    read = _read_by(champion, config.columns, rows)
     new = read.whole.copy()
     new[read.whole] = unseen(champion, read.frame[read.whole])
     readable, left = int(read.whole.sum()), int(new.sum())
@@ -234,25 +245,49 @@ def other_target(config: ModelConfig, theirs: ModelConfig) -> str:
     return f"its target.{different[0]} is another one" if different else ""
 
 
-def _read_by(champion: Release, rows: pd.DataFrame) -> _Reading:
-    """Type rows that were typed for the challenger again, by the champion's own configuration.
+def _read_by(champion: Release, typed_by: Mapping[str, Column], rows: pd.DataFrame) -> _Reading:
+    """Type rows that were typed by other columns again, by the champion's own configuration.
+
+    A column that is gone is read as missing, where the champion allows that and its split does not go by it.
 
     Raises:
         DataError: A column that it reads is absent.
     """
     config = champion.config
-    absent = [column for column in champion.schema.inputs if column not in rows.columns]
-    if absent:
-        raise DataError(f"the rows lack {len(absent)} columns that it reads: {', '.join(absent[:5])}")
     split_by = [config.split.column] if config.split.column else hashed_columns(config)
-    needed = {*champion.schema.inputs, *split_by}
-    columns = {name: config.columns[name] for name in config.columns if name in needed and name in rows.columns}
+    absent = [name for name in champion.schema.inputs if name not in rows.columns]
+    if needed := [name for name in absent if name in split_by or not champion.schema.inputs[name].missing]:
+        raise DataError(f"the rows lack {len(needed)} columns that it reads: {', '.join(needed[:5])}")
+    rows = rows.assign(**dict.fromkeys(absent, np.nan))
+    used = {*champion.schema.inputs, *split_by}
+    columns = {name: column for name, column in config.columns.items() if name in used and name in rows.columns}
     typed = to_frame(rows, columns)
-    whole = np.ones(len(rows), dtype=bool)
-    for problem in typed.problems:
-        whole[list(problem.rows)] = False
-    unread = {(problem.column, problem.reason): problem.count for problem in typed.problems}
+    bad = {(problem.column, problem.reason): np.isin(np.arange(len(rows)), problem.rows) for problem in typed.problems}
+    for name in (name for name in columns if name in typed_by):
+        if (lost := _lost(columns[name], typed_by[name], rows[name])).any():
+            bad[name, "what another type or other missing_values made of a value"] = lost
+    whole = ~np.any([np.zeros(len(rows), dtype=bool), *bad.values()], axis=0)
+    unread = {told: int(cells.sum()) for told, cells in bad.items()}
     return _Reading(rows.assign(**{name: typed.frame[name] for name in columns}), whole, unread)
+
+
+def _lost(column: Column, typed_by: Column, cells: "pd.Series[Any]") -> Array:
+    """Which typed cells may be another value than `column` would have made of the raw ones: shape (n,) of bool.
+
+    A row that the champion reads otherwise than when it learnt it would pass for one that it never saw.
+    """
+    missing = cells.isna().to_numpy()
+    known, marked = ({canonical_text(value) for value in one.missing_values} for one in (column, typed_by))
+    kept = (
+        column.type in _KEPT[typed_by.type]
+        and column.personal == typed_by.personal
+        and (column.format == typed_by.format or typed_by.type != "datetime")
+        and (spelling(typed_by) in ("text", spelling(column)) or column.type in _NUMBERS)
+        # What no text is left of shows no marker any more.
+        and (known <= marked or (typed_by.type not in ("boolean", "datetime") and spelling(typed_by) == "text"))
+    )
+    lost = missing if marked - known else np.zeros(len(cells), dtype=bool)
+    return lost if kept else lost | ~missing
 
 
 def _in_words(unread: Mapping[tuple[str, str], int]) -> tuple[str, ...]:
@@ -261,7 +296,8 @@ def _in_words(unread: Mapping[tuple[str, str], int]) -> tuple[str, ...]:
 
 def _notes(config: ModelConfig, champion: Release, name: str, met: Meeting) -> list[str]:
     rows, readable, left = met.rows, met.readable, met.left
-    notes = []
+    gone = [column for column in champion.schema.inputs if column not in config.columns]
+    notes = [f"{name} reads {', '.join(gone[:5])} as missing: there is no such column any more"] if gone else []
     if readable < rows:
         notes.append(f"{name} cannot read {rows - readable} of {rows} test rows: {'; '.join(_in_words(met.unread))}")
     if left < readable:

@@ -34,12 +34,14 @@ class Finding:
         ok: Whether all is sound.
         said: What was seen.
         cure: What to do; empty when there is nothing to do.
+        faults: Each of what is wrong, where `said` names a few.
     """
 
     name: str
     ok: bool
     said: str
     cure: str = ""
+    faults: tuple[str, ...] = ()
 
 
 def examine() -> Iterator[Finding]:
@@ -89,7 +91,7 @@ def check_ledger() -> Iterator[Finding]:
     ledger = open_ledger()
     if faults := ledger.verify():
         cure = "somebody changed the database: compare with a backup before promoting anything"
-        yield Finding("ledger", False, f"{ledger.shown}: {_some(faults)}", cure)
+        yield Finding("ledger", False, f"{ledger.shown}: {_some(faults)}", cure, tuple(faults))
     else:
         count = sum(len(entries) for entries in ledger.histories().values())
         yield Finding("ledger", True, f"{ledger.shown}: {count} entries, the chain is unbroken")
@@ -131,7 +133,7 @@ def _mirrored(name: str, model: str, wrong: Sequence[str], sound: str) -> Findin
     """What was found of something that follows the ledger."""
     if not wrong:
         return Finding(name, True, sound)
-    return Finding(name, False, _some(wrong), f"the next `gauntlet run {model}` repairs it")
+    return Finding(name, False, _some(wrong), f"the next `gauntlet run {model}` repairs it", tuple(wrong))
 
 
 def check_releases() -> Iterator[Finding]:

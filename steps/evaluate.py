@@ -1,5 +1,6 @@
 """Evaluating: champion and challenger on the same raw rows, none of which either was trained on."""
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from zenml import step
 from bentos.release import Answers, Release
 from bentos.schema import encode
 from models.config import ModelConfig
+from models.errors import WorkError, bounded
 from stacks import registry, runs
 from stacks.commit import COMMIT_TAG, commit
 from steps.behaviour import Behaved, check_behaviour
 from steps.bootstrap import Interval
-from steps.caching import cached_by, parse_config
+from steps.caching import cached_by, forget, parse_config
 from steps.compare import Comparison, compare
 from steps.crossval import dummy_answer
 from steps.explanations import draw_explanations, explain
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 Array = np.ndarray[Any, Any]
+LOG = logging.getLogger(__name__)
 
 
 class Evaluation(BaseModel):
@@ -343,15 +346,29 @@ def evaluate(
 ) -> Annotated[Evaluation, "evaluation"]:
     """Judge a Release on its test rows, and beside the champion of this moment."""
     challenger = Release.open(release)
-    champion = None
-    if champion_version is not None:
-        champion = Release.open(registry.release_dir(parse_config(config).name, champion_version))
+    champion, notes = _champion(parse_config(config).name, champion_version)
     if isinstance(train, Partitions) and isinstance(test, Partitions):
         from steps.evaluate_parts import score_partitions
 
         found = score_partitions(challenger, train, test, champion, champion_version)
         judged = evaluation_of(challenger, found, report.score, champion_version)
-        return record(judged, challenger, found.looked, champion, found.truth)
+        return record(_noted(judged, notes), challenger, found.looked, champion, found.truth)
     assert isinstance(train, pd.DataFrame) and isinstance(test, pd.DataFrame)
     judged = evaluate_release(challenger, train, test, report.score, champion, champion_version)
-    return record(judged, challenger, test, champion)
+    return record(_noted(judged, notes), challenger, test, champion)
+
+
+def _champion(model: str, version: int | None) -> tuple[Release | None, tuple[str, ...]]:
+    """The champion's Release where there is one to be read, and why it cannot be read."""
+    if version is None:
+        return None, ()
+    try:
+        return Release.open(registry.release_dir(model, version)), ()
+    except WorkError as error:
+        LOG.warning("%s: there is no comparison with v%d: %s", model, version, error)
+        forget()
+        return None, (f"the Release of v{version} cannot be read: {bounded(str(error), 300)}",)
+
+
+def _noted(evaluation: Evaluation, notes: tuple[str, ...]) -> Evaluation:
+    return evaluation.model_copy(update={"notes": (*notes, *evaluation.notes)})

@@ -12,7 +12,7 @@ import numpy as np
 from bentos.explain import Attribution, Explainer, NotExplainable
 from bentos.frame import to_frame
 from bentos.release import Release, prepare
-from models.errors import DataError, bounded
+from models.errors import GauntletError, bounded
 from steps.metrics import compute_metrics, greater_is_better
 from steps.plots import dependence_plot, effects_plot, importance_plot, tokens_plot
 
@@ -272,14 +272,14 @@ def _effects_of_champion(champion: Release, test: "pd.DataFrame") -> Effects | s
     inputs = champion.schema.inputs
     if absent := [name for name in inputs if name not in test.columns]:
         return f"no effects of the champion: the rows lack {len(absent)} columns that it reads: {', '.join(absent[:5])}"
-    explainer = _explainer(champion)
-    if isinstance(explainer, str):
-        return f"no effects of the champion: {explainer}"
     try:
+        explainer = Explainer.of(champion)
         rows = _sample(champion, test, _most_rows(explainer))
         return _effects(champion, explainer, to_frame(rows, inputs).frame)
-    except DataError as error:
+    except GauntletError as error:
         return f"no effects of the champion: {bounded(str(error), 300)}"
+    except Exception as error:  # a fitted pipeline of any library; its text may hold a value of a row
+        return f"no effects of the champion: it fails on these rows with {type(error).__name__}"
 
 
 def _largest_terms(explainer: Explainer, means: Array) -> dict[str, float]:

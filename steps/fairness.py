@@ -104,7 +104,8 @@ class _Measured:
 def _of_classes(config: ModelConfig, labels: Sequence[str], cells: Cells) -> FairnessReport:
     asked, settings = config.fairness, config.evaluation
     chosen = crossings(cells.columns, asked.intersections)
-    measured = _measure(config, cells, [cross(cells, columns) for columns in chosen], _positives(config, labels))
+    crossed = [cross(cells, columns, asked.min_rows) for columns in chosen]
+    measured = _measure(config, cells, crossed, _positives(config, labels))
     gaps = [
         max(found, key=badness)
         for rate in RATES
@@ -171,7 +172,7 @@ def _grouping(config: ModelConfig, cells: Cells, measured: _Measured) -> Groupin
         )
         for at, values in enumerate(crossing.names)
     ]
-    return Grouping(columns=crossing.columns, groups=tuple(groups), beyond=crossing.beyond)
+    return Grouping(columns=crossing.columns, groups=tuple(groups), beyond=crossing.beyond, unjudged=crossing.unjudged)
 
 
 def group_rates(cells: Cells, crossing: Crossing, positive: int) -> pd.DataFrame:

@@ -47,8 +47,12 @@ def judge_gap(config: ModelConfig, report: FairnessReport | None, gate: str, all
     if worst is None:
         reason = f"no two groups of at least {report.min_rows} test rows have a {_words(rate)} to compare"
         return GapVerdict(None, "skipped", reason)
+    reason = _reason(report, worst, allowed)
     passed = worst.low <= allowed + _TIE
-    return GapVerdict(worst.low, "passed" if passed else "failed", _reason(report, worst, allowed))
+    if passed and (left := sum(grouping.unjudged for grouping in report.groupings)):
+        reason = f"{left} groups of at least {report.min_rows} rows are too many to be judged; {reason}"
+        return GapVerdict(worst.low, "failed", reason)
+    return GapVerdict(worst.low, "passed" if passed else "failed", reason)
 
 
 def require_gaps(config: ModelConfig) -> None:

@@ -37,11 +37,19 @@ class Group(_Part):
 
 
 class Grouping(_Part):
-    """Groups by one sensitive column, or by several crossed; the 30 with the most rows."""
+    """Groups by one sensitive column, or by several crossed: the 30 with the most rows, and of those to judge 100.
+
+    Attributes:
+        columns: The columns.
+        groups: Their groups.
+        beyond: How many smaller groups are left out.
+        unjudged: How many of these have rows enough to be judged.
+    """
 
     columns: tuple[str, ...]
     groups: tuple[Group, ...]
     beyond: int = 0
+    unjudged: int = 0
 
 
 class Side(_Part):

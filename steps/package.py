@@ -36,7 +36,7 @@ class Package(BaseModel):
         bento_uri: Where the `.bento` file lies in the registry's artifacts.
         release_uri: Where its Release lies, for services that follow the ledger.
         manifest_sha256: Of that Release's manifest.
-        size_bytes: Size of that file.
+        size_bytes: Of all files of the Release.
         p50_ms: Median time of a single prediction over HTTP, milliseconds; 0 where the smoke test did not pass.
         p95_ms: 95th percentile of the same.
         smoke: "passed", or why not.
@@ -98,7 +98,7 @@ def package_release(release_dir: Path, run_id: str, metric: str) -> Package:
             bento_uri=registry.log_file(model, version, bento, BENTO_FOLDER),
             release_uri=release_uri,
             manifest_sha256=manifest_sha256,
-            size_bytes=bento.stat().st_size,
+            size_bytes=sum(path.stat().st_size for path in release_dir.rglob("*") if path.is_file()),
             p50_ms=latency.p50_ms,
             p95_ms=latency.p95_ms,
             smoke=smoke,

@@ -14,7 +14,7 @@ from models.config import ModelConfig
 from models.errors import GauntletError, WorkError, bounded
 from stacks import registry
 from stacks.ledger import Action, Conflict, Entry, Ledger, current_actor, open_ledger
-from stacks.lifecycle import Standing, require
+from stacks.lifecycle import Standing, require, standing
 from steps.approve import Asked, settle
 from steps.archive import clear_retired
 from steps.caching import parse_config
@@ -236,6 +236,7 @@ def _payload(
     return {
         **waits,
         "by_hand": asked.by_hand,
+        "settings": list(asked.settings),
         "overridden": [gate.name for gate in verdict.gates if gate.overridden],
         "verdict": verdict.model_dump(mode="json", exclude={"sequence"}),
         "semver": label_of(package.model, package.version),
@@ -255,28 +256,32 @@ def _mirror(ledger: Ledger, model: str) -> list[str]:
     """Make MLflow's aliases, states and evidence those of the ledger; what had to be written, in words."""
     done: list[str] = []
     while True:
-        standing = ledger.standing(model)
-        if standing.sequence == 0:
+        entries = ledger.history(model)
+        if not entries:
             return done
+        stands = standing(entries)
         versions = registry.versions(model)
-        if registry.mirror(model, **wanted_aliases(model, standing, versions)):
+        if registry.mirror(model, **wanted_aliases(model, stands, versions)):
             done.append(f"{model}: aliases")
         for version in versions:
-            if entry := standing.latest.get(version.number):
-                done += _mirror_version(version, entry, standing.states[version.number])
+            if state := stands.states.get(version.number):
+                own = [entry for entry in entries if entry.version == version.number and "verdict" in entry.payload]
+                done += _mirror_version(version, own, state)
         # Whoever wrote meanwhile may have been overtaken by our older view: look again, the last one is right.
-        if ledger.tip(model) == standing.sequence:
+        if ledger.tip(model) == stands.sequence:
             return done
 
 
-def _mirror_version(version: registry.Version, entry: Entry, state: str) -> list[str]:
+def _mirror_version(version: registry.Version, verdicts: Sequence[Entry], state: str) -> list[str]:
     done: list[str] = []
     if version.tags.get(STATE_TAG) != state:
         registry.set_tag(version.model, version.number, STATE_TAG, state)
         done.append(f"{version.model} v{version.number}: {state}")
-    if version.tags.get(ENTRY_TAG) != str(entry.sequence):
-        if "verdict" in entry.payload:
-            _log_evidence(version, entry)
+    told = version.tags.get(ENTRY_TAG, "")
+    for entry in verdicts:
+        if entry.sequence <= (int(told) if told.isdecimal() else 0):
+            continue
+        _log_evidence(version, entry)
         # Written last: without it all of the above is done again.
         registry.set_tag(version.model, version.number, ENTRY_TAG, str(entry.sequence))
         done.append(f"{version.model} v{version.number}: evidence of entry {entry.sequence}")

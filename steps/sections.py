@@ -160,21 +160,23 @@ def _beside(judged: Judged, champion: Mapping[str, Any], compared: Mapping[str, 
     evaluation, paired = judged.evaluation, judged.evaluation.get("paired") or {}
     # Intervals are of all test rows: they belong to the compared figures only where those are the same rows.
     whole = evaluation.get("rows") == evaluation.get("test_rows")
-    own = (evaluation.get("intervals") or {}) if whole else {}
+    own = evaluation.get("intervals") or {}
     known = evaluation.get("champion_intervals") or {}
     rows = tuple(
         (
             _name(name, judged),
             Cell(with_interval(champion.get(name), known.get(name))),
-            Cell(with_interval(value, own.get(name))),
+            Cell(with_interval(value, own.get(name) if whole else None)),
             _paired_cell(paired)
             if paired.get("metric") == name
             else Cell(_gain(_rises(judged, name), champion.get(name), value)),
+            *(() if whole else (Cell(with_interval(judged.figures.get(name), own.get(name))),)),
         )
         for name, value in _ordered(compared, judged.metric)
     )
     sides = (f"champion v{evaluation.get('champion_version')}", f"challenger v{judged.version}")
-    return Table(("figure", *sides, "better by"), rows)
+    more = () if whole else (f"v{judged.version}, all its test rows",)
+    return Table(("figure", *sides, "better by", *more), rows)
 
 
 def _gain(rises: bool, before: object, now: object) -> str:
@@ -205,9 +207,6 @@ def _about_figures(judged: Judged) -> tuple[Block, ...]:
     rows, tested = evaluation.get("rows"), evaluation.get("test_rows")
     if evaluation.get("champion"):
         said.append(f"Compared on {number(rows)} of {number(tested)} test rows, none of which either was trained on.")
-        if rows != tested:
-            own = with_interval(judged.figures.get(metric), (evaluation.get("intervals") or {}).get(metric))
-            said.append(f"On all its test rows v{judged.version} has {own}.")
     paired = evaluation.get("paired") or {}
     more = {name: item for name, item in paired.items() if name not in _TOLD and item is not None}
     if more:

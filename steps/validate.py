@@ -12,7 +12,8 @@ from zenml.types import HTMLString
 
 from bentos.release import REFERENCE_CHARACTERS
 from models.config import ModelConfig
-from steps.caching import cached_by, parse_config
+from models.errors import WorkError
+from steps.caching import cached_by, forget, parse_config
 from steps.drift import MIN_ROWS, drift_score
 from steps.hashes import content_hashes
 from steps.leak import told_alone
@@ -92,7 +93,12 @@ def _reference(model: str, version: int | None) -> pd.DataFrame | None:
     from bentos.release import Release
     from stacks.registry import release_dir
 
-    return Release.open(release_dir(model, version)).reference()
+    try:
+        return Release.open(release_dir(model, version)).reference()
+    except WorkError as error:
+        log.warning("no drift is measured, the training rows of v%d cannot be read: %s", version, error)
+        forget()
+        return None
 
 
 def _crossing(config: ModelConfig, frame: pd.DataFrame) -> "np.ndarray[Any, np.dtype[np.bool_]]":

@@ -1,6 +1,7 @@
 """`gauntlet promote` and `reject`, in this process: what is said before any engine starts, and a refusal."""
 
 import json
+import logging
 import os
 from dataclasses import replace
 from datetime import timedelta
@@ -10,10 +11,12 @@ import pytest
 import yaml
 
 from flows.decide import waiting
+from flows.monitor import monitor
+from flows.release import promote_version
 from flows.resolve import resolve_model
 from flows.train import acting
-from models.errors import ConfigError
-from stacks import keys
+from models.errors import ConfigError, WorkError
+from stacks import keys, registry
 from stacks.ledger import open_ledger, standing
 from steps.promote import decide
 from tests.flows.conftest import TOY, Invoke
@@ -89,6 +92,29 @@ def test_wrong_usage_is_exit_code_2(arena: Arena, invoke: Invoke, arguments: lis
     assert done.code == 2 and said in done.printed
 
 
+def test_a_command_says_what_it_repaired_before_it_does_anything(
+    arena: Arena, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> str:
+        registry.client().set_registered_model_alias(arena.model, "challenger", "3")
+        return f"repaired: {arena.model}: aliases"
+
+    arena.add_versions(2)
+    assert broken() in invoke(["reject", arena.model, "2", "--why", "x"]).printed
+    assert registry.aliases(arena.model) == {"challenger": 1}
+    said = broken()
+    with caplog.at_level(logging.WARNING), pytest.raises(WorkError, match=r"v2 of .* was never judged"):
+        promote_version(arena.model, 2, "x", (), "ada")
+    assert said in caplog.messages
+    caplog.clear()
+    decide(config_of(arena.model), evaluation_of(arena.model), package_of(3, arena.model))
+    said = broken()
+    monkeypatch.setattr("flows.monitor.monitor_pipeline", None)
+    with caplog.at_level(logging.WARNING), pytest.raises(AttributeError, match="with_options"):
+        monitor.fn(arena.model)
+    assert said in caplog.messages
+
+
 def test_set_may_not_take_four_eyes_away(arena: Arena, tmp_path: Path) -> None:
     path = tmp_path / f"{arena.model}.yaml"
     path.write_text(yaml.safe_dump({**TOY, "name": arena.model, "promotion": {"four_eyes": True}}))
@@ -97,10 +123,24 @@ def test_set_may_not_take_four_eyes_away(arena: Arena, tmp_path: Path) -> None:
         resolve_model(arena.model, ["promotion.four_eyes=false"])
 
 
+@pytest.mark.parametrize(("asked", "given"), [("manual", "auto"), ("manual", "on_warning"), ("on_warning", "auto")])
+def test_set_may_not_ask_fewer_people(arena: Arena, tmp_path: Path, asked: str, given: str) -> None:
+    path = tmp_path / f"{arena.model}.yaml"
+    path.write_text(yaml.safe_dump({**TOY, "name": arena.model, "promotion": {"approval": asked}}))
+    said = rf"--set may not make promotion\.approval {given}, the YAML asks for {asked}"
+    with pytest.raises(ConfigError, match=said):
+        resolve_model(arena.model, [f"promotion.approval={given}"])
+    with pytest.raises(ConfigError, match=said):
+        resolve_model(arena.model, [f"promotion.approval.mode={given}"])
+    path.write_text(yaml.safe_dump({**TOY, "name": arena.model, "promotion": {"approval": given}}))
+    assert resolve_model(arena.model, [f"promotion.approval={asked}"]).config.promotion.approval.mode == asked
+
+
 def test_a_parameter_does_not_make_anybody_the_owner_of_a_key(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     _, secret = keys.add("ada", "admin")
-    assert acting("unverified:cron") == "unverified:cron"
+    assert (acting("unverified:cron"), acting("cron")) == ("unverified:cron", "unverified:cron")
     with pytest.raises(ConfigError, match="set GAUNTLET_KEY to that key"):
         acting("key:ada")
     monkeypatch.setenv("GAUNTLET_KEY", secret)
-    assert (acting("key:ada"), acting(None)) == ("key:ada", "key:ada")
+    for given in ("key:ada", None, "somebody", "unverified:loop"):
+        assert acting(given) == "key:ada", "four eyes: who has a key trains under no other name"

@@ -205,6 +205,18 @@ def test_the_table_and_its_triggers_as_they_are(url: str) -> None:
     assert ledger.verify() == [f"entry 2 (promote of wine v9): {CHANGED}"]
 
 
+def test_an_entry_that_is_written_while_it_is_audited_is_no_fault(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(url)
+    ledger.append("promote", "wine", 1)
+
+    def overtaken(path: Path) -> Any:
+        Ledger(url).append("promote", "wine", 2)
+        return recall(path)
+
+    monkeypatch.setattr("stacks.ledger.recall", overtaken)
+    assert ledger.verify() == []
+
+
 def test_a_note_that_a_crash_cut_short_spoils_no_other(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
     path = tmp_path / "anchors" / "a.json"

@@ -66,6 +66,12 @@ def test_who_waits_for_a_person() -> None:
     assert _after(("promote", 1), ("pending", 1)).waiting == ()
 
 
+def test_what_the_loop_says_of_a_version_does_not_hide_that_it_waits() -> None:
+    """A failed training is noted about the version that was champion, also where that waits by now."""
+    stands = _after(("promote", 1), ("promote", 2), ("pending", 1), ("monitor", 1))
+    assert (stands.waiting, stands.latest[1].action) == ((1,), "pending")
+
+
 def test_every_state_is_in_the_table_and_every_older_stage_is_used() -> None:
     assert tuple(STATES) == get_args(State)
     assert {meaning.stage for meaning in STATES.values()} == set(get_args(Stage))

@@ -64,6 +64,11 @@ def test_who_agrees_to_a_promotion(arena: Arena, promotion: Any, decision: str, 
     assert registry.aliases(arena.model) == {"challenger": 1}
 
 
+def test_what_was_set_of_gates_and_promotion_is_in_the_ledger(arena: Arena) -> None:
+    _decide(arena, 1, evaluation_of(arena.model), settings=("gates.accuracy.blocking=false",))
+    assert _last(arena).payload["settings"] == ["gates.accuracy.blocking=false"]
+
+
 def test_on_warning_asks_nobody_where_no_warning_failed(arena: Arena) -> None:
     package = package_of(1, arena.model, p95_ms=0.5)
     gates = {"p95_ms": {"max": 1, "blocking": False}}

@@ -11,10 +11,11 @@ import pytest
 from bentos.frame import to_frame
 from bentos.release import Release, write_release
 from models.config import ModelConfig
-from steps.compare import Comparison, compare, unseen
+from steps.compare import Comparison, _read_by, compare, meet, unseen
+from steps.evaluate import evaluate_release, record
 from steps.families import build_pipeline, one_thread
 from steps.metrics import compute_metrics
-from steps.split import in_test, split_frame
+from steps.split import Split, in_test, split_frame
 from steps.verdict import judge
 from tests.steps.arena import against, package_of
 from tests.steps.learning import configured, rows_of, toy
@@ -87,6 +88,26 @@ def test_without_the_column_that_the_champion_reads_a_person_decides(champion: R
     assert "v1 cannot be compared: the rows lack 1 columns that it reads: b" in verdict.reason
 
 
+def test_a_column_that_is_gone_is_read_as_missing_where_the_champion_allows_that(tmp_path: Path) -> None:
+    frame = table().assign(e=np.array([f"e{row % 997}" for row in range(len(table()))], dtype=object))
+    entity: dict[str, Any] = {"e": {"type": "category", "feature": False}}
+    split_by = {"by": "entity", "column": "e"}
+    for missing in (0.0, 0.5):
+        config = toy({**NUMBERS, **entity, "c": {"type": "number", "missing": missing}}, split=split_by)
+        champion = released(tmp_path / f"r{missing}", config, split_frame(config, frame).train)
+        config = toy({**NUMBERS, **entity}, split=split_by)
+        (tmp_path / str(missing)).mkdir()
+        _, compared = challenge(tmp_path / str(missing), config, frame.drop(columns="c"), champion)
+        test = split_frame(config, frame).test
+        if missing:
+            said = champion.answer(test.assign(c=np.nan))
+            assert compared.rows == len(test)
+            assert compared.champion == compute_metrics(config, ("no", "yes"), test["y"], said)
+            assert compared.notes == ("v1 reads c as missing: there is no such column any more",)
+        else:
+            assert compared.notes == ("v1 cannot be compared: the rows lack 1 columns that it reads: c",)
+
+
 def spelled(every: int) -> pd.DataFrame:
     """The table with words in column a in one row of `every`."""
     cells = [f"word{row % 3}" if row % every == 0 else str(value) for row, value in enumerate(table()["a"])]
@@ -108,6 +129,48 @@ def test_of_a_retyped_column_the_champion_is_scored_on_the_rows_it_can_read(cham
     assert "test rows that it can read" in compared.notes[1]
     trained = pd.util.hash_pandas_object(split_frame(champion.config, table()).train[["a", "b", "y"]], index=False)
     assert not set(trained) & set(pd.util.hash_pandas_object(fair[["a", "b", "y"]], index=False))
+
+
+def written(column: str, cells: Any) -> pd.DataFrame:
+    """The table with a column as it is written: text cells."""
+    return table().assign(**{column: np.array(list(cells), dtype=object)})
+
+
+CODES = [f"{row % 500:03d}" for row in range(12_000)]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "cells", "least"),
+    [
+        ({"type": "category"}, {"type": "number"}, CODES, 0),
+        ({"type": "number"}, {"type": "number", "missing_values": [7], "missing": 1.0}, CODES, 200),
+        ({"type": "category"}, {"type": "category", "categories": list(range(500))}, CODES, 0),
+        ({"type": "number"}, {"type": "text"}, CODES, 200),
+        ({"type": "integer"}, {"type": "number"}, CODES, 200),
+        ({"type": "boolean"}, {"type": "number"}, [str(row % 2) for row in range(12_000)], 0),
+    ],
+)
+def test_no_row_that_the_champion_learnt_passes_for_new_by_being_typed_otherwise(
+    theirs: dict[str, Any], ours: dict[str, Any], cells: list[str], least: int, tmp_path: Path
+) -> None:
+    """Rows are told by their numbers, which both read alike; the champion's own split says which ones it learnt."""
+    raw = written("c", cells)
+    old, new = (toy({**NUMBERS, "c": column}) for column in (theirs, ours))
+    old_frame, new_frame = (to_frame(raw, c.columns).frame.assign(y=raw["y"]) for c in (old, new))
+    split = split_frame(old, old_frame)
+    champion = released(tmp_path / "r", old, split.train)
+    test = split_frame(new, new_frame).test
+    met = meet(new, released(tmp_path / "c", new, split_frame(new, new_frame).train), champion, test, least=0)
+    assert met.left >= least and (met.left > 0) == (least > 0)
+    assert met.champion is None or met.left == len(met.champion.values)
+    learnt = set(zip(split.train["a"], split.train["b"], strict=True))
+    read = _read_by(champion, new.columns, test)
+    left = read.frame[read.whole]
+    fair = left[unseen(champion, left)]
+    assert len(fair) == met.left and not learnt & set(zip(fair["a"], fair["b"], strict=True))
+    if "missing_values" in ours:
+        (unread,) = met.unread.items()
+        assert unread == (("c", "what another type or other missing_values made of a value"), test["c"].isna().sum())
 
 
 def test_too_few_rows_that_the_champion_can_read_wait_for_a_person(champion: Release, tmp_path: Path) -> None:
@@ -155,7 +218,8 @@ def test_another_metric_is_the_challengers(champion: Release, tmp_path: Path) ->
     assert compared.paired.low > 0
 
 
-def test_a_champion_that_fails_on_new_rows_is_a_reason_without_their_values(tmp_path: Path) -> None:
+def narrow(folder: Path) -> tuple[Release, Split, pd.DataFrame]:
+    """A champion that fails on categories it does not know, the rows it was split from, and test rows with such."""
     columns: dict[str, Any] = {**NUMBERS, "kind": {"type": "category"}}
     config = toy(columns)
     frame = table().assign(kind=np.where(table()["a"] > 0, "up", "down").astype(object))
@@ -165,7 +229,7 @@ def test_a_champion_that_fails_on_new_rows_is_a_reason_without_their_values(tmp_
     with one_thread():
         pipeline.fit(split.train, (split.train["y"] == "yes").astype(int).to_numpy())
     champion = write_release(
-        tmp_path / "r",
+        folder / "r",
         pipeline=pipeline,
         config=config,
         train=split.train,
@@ -174,7 +238,12 @@ def test_a_champion_that_fails_on_new_rows_is_a_reason_without_their_values(tmp_
         trials=1,
         evidence={},
     )
-    new = split.test.assign(kind=np.where(split.test.index % 2, "up", "jane@example.org").astype(object))
+    return champion, split, split.test.assign(kind=np.where(split.test.index % 2, "up", "jane@example.org"))
+
+
+def test_a_champion_that_fails_on_new_rows_is_a_reason_without_their_values(tmp_path: Path) -> None:
+    champion, split, new = narrow(tmp_path)
+    config = champion.config
     challenger = released(tmp_path / "c", config, split.train)
     compared = compare(config, challenger, champion, "v1", new)
     verdict = verdict_on(config, compared)
@@ -183,6 +252,19 @@ def test_a_champion_that_fails_on_new_rows_is_a_reason_without_their_values(tmp_
     assert "with ValueError" in verdict.reason and "jane" not in verdict.reason
     large = split.test.assign(a=1e300)
     assert "numbers that the model cannot compute with" in compare(config, challenger, champion, "v1", large).notes[0]
+
+
+def test_a_run_against_a_champion_that_fails_on_new_rows_goes_on_to_its_verdict(tmp_path: Path) -> None:
+    champion, split, new = narrow(tmp_path)
+    config, few, some = champion.config, split.train[:400], new[:300].reset_index(drop=True)
+    challenger = released(tmp_path / "c", config, few)
+    judged = record(evaluate_release(challenger, few, some, 100, champion, 1), challenger, some, champion)
+    assert (judged.champion, judged.champion_effects, judged.importance_drift) == (None, None, None)
+    assert judged.effects is not None, "the challenger is explained"
+    told = "no effects of the champion: it fails on these rows with ValueError"
+    assert any("it fails on the" in note for note in judged.notes) and told in judged.notes
+    verdict = judge(config, judged, package_of(2, "toy"), 1)
+    assert verdict.decision == "pending" and "jane" not in judged.model_dump_json()
 
 
 def test_models_of_different_classes_are_scored_by_one_definition(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from models.errors import WorkError
 from stacks import registry
 from stacks.ledger import open_ledger
+from steps import deploy
 from steps.build import bento_version
 from steps.deploy import bento_file, delete_bento, faults, publish, stage, store_dir
 from steps.promote import repair, rollback
@@ -205,8 +206,20 @@ def test_who_publishes_at_once_imports_once(arena: Arena) -> None:
     assert faults(arena.model, 3) == []
 
 
-def test_publishing_and_repairing_are_cheap_when_nothing_is_wrong(arena: Arena) -> None:
+def test_publishing_and_repairing_are_cheap_when_nothing_is_wrong(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written and no artifact is fetched; MLflow is asked for the versions of the model once."""
     repair()
-    start = time.perf_counter()
+    asked: list[str] = []
+    versions = registry.versions
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("something was written, or an artifact was fetched")
+
+    for name in ("fetch_file", "log_file", "log_files", "set_tag"):
+        monkeypatch.setattr(registry, name, refused)
+    monkeypatch.setattr(deploy, "_replace", refused)
+    monkeypatch.setattr(registry, "versions", lambda model: asked.append(model) or versions(model))
     assert repair() == ()
-    assert time.perf_counter() - start < 1.0
+    assert asked == [arena.model]

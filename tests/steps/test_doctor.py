@@ -78,6 +78,17 @@ def test_a_broken_chain(arena: Arena) -> None:
     finding = _one(doctor.check_ledger)
     assert not finding.ok
     assert f"entry 1 (promote of {arena.model} v1): was changed" in finding.said
+    with sqlite3.connect(arena.folder / "ledger.db") as connection:
+        connection.execute("DROP TABLE ledger")
+        connection.execute(f"CREATE TABLE ledger AS {' UNION ALL '.join([FORGED.format(n) for n in range(1, 9)])}")
+    finding = _one(doctor.check_ledger)
+    assert "in all" in finding.said and {f"entry {n}" for n in range(1, 9)} == {f[:7] for f in finding.faults}
+
+
+FORGED = (
+    "SELECT {0} AS sequence, '' AS previous, '' AS hash, '' AS time, 'eve' AS actor, 'keep' AS action, 'x' AS model, "
+    "1 AS version, '' AS why, '{{}}' AS payload"
+)
 
 
 def test_aliases_and_latest_that_differ(arena: Arena) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ from bentos.release import Release, write_release
 from models.config import Layer, ModelConfig, resolve
 from models.errors import DataError
 from stacks import registry, runs
+from steps.caching import parameter
 from steps.compare import compare, unseen
-from steps.evaluate import Evaluation, evaluate_release, record
+from steps.evaluate import Evaluation, evaluate, evaluate_release, record
 from steps.explanations import mean_effects, permutation_importance
 from steps.families import build_pipeline
 from steps.metrics import compute_metrics
 from steps.split import in_test, split_frame
 from steps.train import fit_family
+from steps.validate import QualityReport
+from steps.verdict import judge
 from tests.bentos.samples import frame_of
+from tests.steps.arena import package_of
 from tests.steps.learning import configured, noise, rows_of, toy
 
 
@@ -72,6 +77,30 @@ def test_champion_and_challenger_get_the_same_rows_each_by_its_own_pipeline(hear
     for figures, release in ((judged.champion, champion), (judged.challenger_compared, heart)):
         assert figures == compute_metrics(config, release.schema.labels, truth, release.answer(rows.test))
     assert (judged.rows, judged.champion_version, judged.notes) == (len(rows.test), 4, ())
+
+
+def test_a_champion_whose_release_cannot_be_read_leaves_the_challenger_to_a_person(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, frame = noise(300)
+    split = split_frame(config, frame)
+    released(tmp_path / "r", config, split.train)
+    damaged = shutil.copytree(tmp_path / "r", tmp_path / "damaged")
+    (damaged / "schema.json").write_text("{}")
+    forgotten: list[bool] = []
+    monkeypatch.setattr(registry, "release_dir", lambda *_: damaged)
+    monkeypatch.setattr("steps.evaluate.forget", lambda: forgotten.append(True))
+    report = QualityReport(score=100, rows=300, checks=())
+    judged = evaluate.entrypoint(
+        parameter(config.model_dump(mode="json")), tmp_path / "r", split.train, split.test, report, 1
+    )
+    assert judged.champion is None and judged.rows == 0
+    assert "the Release of v1 cannot be read: " in judged.notes[0] and "schema.json" in judged.notes[0]
+    verdict = judge(config.model_copy(update={"gates": {}}), judged, package_of(2, "toy"), 1)
+    improvement = next(gate for gate in verdict.gates if gate.name == "improvement")
+    assert (improvement.verdict, judged.champion_version) == ("skipped", 1)
+    assert "the Release of v1 cannot be read" in improvement.reason
+    assert forgotten == [True], "the next run on the same rows tries again"
 
 
 def test_rows_that_an_older_champion_was_trained_on_are_left_out(heart: Release, tmp_path: Path) -> None:

@@ -182,6 +182,20 @@ def test_only_the_largest_groups_are_looked_at_and_how_many_are_not_is_said() ->
     assert {group.rows for group in regions.groups} == set(rows[:MOST_GROUPS])
 
 
+def test_every_group_that_is_large_enough_is_judged_or_the_gate_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = _people(3600).assign(region=[f"r{row % 45}" for row in range(3600)])
+    config = _config(fairness={"intersections": 1})
+    regions = _measured(frame, config).groupings[1]
+    assert [group.judged for group in regions.groups] == [True] * 45
+    assert (regions.beyond, regions.unjudged) == (0, 0)
+    assert _gate(_allowing(0.99), _measured(frame, config)).verdict == "passed"
+    monkeypatch.setattr("steps.cells.MOST_JUDGED", 40)
+    report = _measured(frame, config)
+    assert (len(report.groupings[1].groups), report.groupings[1].unjudged) == (40, 5)
+    gate = _gate(_allowing(0.99), report)
+    assert gate.verdict == "failed" and "5 groups of at least 50 rows are too many to be judged" in gate.reason
+
+
 def test_of_many_classes_each_is_against_the_rest_and_the_worst_is_named() -> None:
     labels = ("a", "b", "c")
     frame = _people(labels=labels)
@@ -222,7 +236,7 @@ def test_counts_per_cell_give_the_intervals_of_drawing_row_by_row() -> None:
     sex = group_rows(_config(), frame, "sex")
     truth, said = ((frame[name] == "yes").to_numpy().astype(int) for name in ("y", "said"))
     cells = count_cells({"sex": sex}, truth, said)
-    crossing = cross(cells, ("sex",))
+    crossing = cross(cells, ("sex",), 50)
     matrix = tally_matrix(cells, crossing, 1)
     tally = np.asarray(cells.counts @ matrix).reshape(4, -1)
     fast = percentiles(
@@ -246,7 +260,7 @@ def _found(rows: int, shares: list[float], seed: int) -> Contest:
     said = (rng.random(len(code)) < np.array(shares)[code]).astype(int)
     groups = Groups(tuple(f"g{at}" for at in range(len(shares))), code)
     cells = count_cells({"g": groups}, np.ones(len(code), dtype=int), said)
-    matrix = tally_matrix(cells, cross(cells, ("g",)), 1)
+    matrix = tally_matrix(cells, cross(cells, ("g",), 50), 1)
     drawn = resample(cells, matrix, 1000, seed).reshape(1000, 4, len(shares))
     return Contest(np.asarray(cells.counts @ matrix).reshape(4, -1), drawn, np.ones(len(shares), dtype=bool))
 

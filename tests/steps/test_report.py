@@ -125,6 +125,15 @@ def test_the_report_has_differences_with_intervals_gates_and_explanations(arena:
     assert "### Calibration" not in text, "nothing is shown of what was not measured"
 
 
+def test_where_other_rows_were_compared_the_own_test_rows_keep_their_intervals(arena: Arena) -> None:
+    judged = Judged.of(open_ledger().history(arena.model)[-1])
+    told = {**judged.evaluation, "test_rows": 400, "challenger": {"accuracy": 0.88}}
+    text = to_markdown(card_of(replace(judged, evaluation=told)))
+    assert "| figure | champion v1 | challenger v2 | better by | v2, all its test rows |" in text
+    assert "| **accuracy** | 0.8 | 0.9 | +0.1 (+0.04 to +0.16) | 0.88 (0.84 to 0.95) |" in text
+    assert "Compared on 90 of 400 test rows" in text
+
+
 @pytest.mark.parametrize("form", ["html", "md"])
 def test_hostile_names_are_text(arena: Arena, form: Any) -> None:
     text = report(arena.model, form=form)
