@@ -61,9 +61,10 @@ def write_rows(folder: Path, rows: int) -> int:
     for number, start in enumerate(range(0, rows, PART_ROWS)):
         count = min(PART_ROWS, rows - start)
         frame = heart_disease.GENERATOR.make(count, SEED + number, {}).drop(columns="site").astype("float64")
-        # What no linear model finds: one of two findings makes ill, both or none do not.
+        # What no linear model finds: one of two findings makes ill, both or none do not. The seed ends in 1: one that
+        # ends in 0 is the seed without it, which is the generator's.
         ill = (frame["age"] > 53) != (frame["thalach"] < 135)
-        frame["num"] = (np.random.default_rng([SEED, number]).random(count) < np.where(ill, 0.8, 0.2)).astype("float64")
+        frame["num"] = (np.random.default_rng([SEED, number, 1]).random(count) < np.where(ill, 0.8, 0.2)).astype("float64")
         path = folder / f"rows-{number:05d}.parquet"
         frame.to_parquet(path, index=False, compression=None, use_dictionary=False)
     return sum(path.stat().st_size for path in folder.iterdir())
