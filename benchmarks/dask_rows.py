@@ -64,7 +64,8 @@ def write_rows(folder: Path, rows: int) -> int:
         # What no linear model finds: one of two findings makes ill, both or none do not. The seed ends in 1: one that
         # ends in 0 is the seed without it, which is the generator's.
         ill = (frame["age"] > 53) != (frame["thalach"] < 135)
-        frame["num"] = (np.random.default_rng([SEED, number, 1]).random(count) < np.where(ill, 0.8, 0.2)).astype("float64")
+        drawn = np.random.default_rng([SEED, number, 1]).random(count)
+        frame["num"] = (drawn < np.where(ill, 0.8, 0.2)).astype("float64")
         path = folder / f"rows-{number:05d}.parquet"
         frame.to_parquet(path, index=False, compression=None, use_dictionary=False)
     return sum(path.stat().st_size for path in folder.iterdir())
