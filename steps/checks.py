@@ -230,7 +230,7 @@ def _fresh(window: Window) -> bool:
 def _unanswered(scene: Scene, window: Window) -> Checked:
     """Why there is nothing to judge: `window` holds all rows, or the champion's."""
     whole = scene.window
-    later = tuple(note for note in whole.notes() if "dated after" in note)
+    later = tuple(note for note in whole.notes() if "dated in the future" in note)
     if window is not whole and _fresh(whole):
         others = whole.rows - whole.widened
         said = f"v{scene.champion.version} answered nothing; {others:,} rows were answered by other versions"
@@ -266,7 +266,7 @@ def _performance_said(champion: Champion, found: Performance, target: DatasetDri
             parts.append("chance leaves open whether it is")
     elif found.labels >= champion.config.monitoring.min_labels:
         parts.append(
-            f"{metric} cannot be judged on these {found.labels:,} labels: of one class alone, or an own metric"
+            f"{metric} cannot be judged on these {found.labels:,} labels: of one class alone, or the own metric fails"
         )
     else:
         parts.append(_few_labels(champion.config, found.labels, found.answers))

@@ -87,7 +87,7 @@ def gather(ledger: Ledger, model: str, metric: str) -> Live | None:
     if not newest:
         return None
     last = max(finding.until for finding in newest)
-    findings = read_findings(ledger, model, since=last - SPAN)
+    findings = read_findings(ledger, model, since=last - SPAN, until=last)
     begin = max(min(finding.since for finding in findings), last - SPAN)
     # A check looks a little after its window: what followed from it belongs on the page.
     looked = max(finding.looked for finding in newest)

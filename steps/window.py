@@ -14,6 +14,7 @@ from bentos.inputs import typed_rows
 from bentos.outcomes import Outcome, read_outcomes
 from bentos.predictions import Prediction
 from bentos.schema import Schema
+from stacks.findings import present
 
 LONGEST = timedelta(days=366)
 SHADOW = "shadow"
@@ -37,7 +38,7 @@ class Window:
             has none, as those of a version with other labels.
         widened: How many of the rows are from before `since`, because there were too few.
         untyped: Cells that are not what their column's type says; they count as missing.
-        later: Answers that are dated after `until`.
+        later: Answers that are dated in the future: the clock that dated them ran ahead.
     """
 
     since: datetime
@@ -71,7 +72,7 @@ class Window:
         if self.untyped:
             told.append(f"{self.untyped:,} cells are not of their column's type")
         if self.later:
-            told.append(f"{self.later:,} answers are dated after the window's end; was a clock set back?")
+            told.append(f"{self.later:,} answers are dated in the future; was a clock set back?")
         return tuple(told)
 
 
@@ -119,7 +120,7 @@ def read_window(
     while found.rows < least and span < longest:
         span = min(span * 4, longest)
         found = _read(url, schema, until - span, until)
-    later = predictions.count(url, schema.model, until, _EVER)
+    later = predictions.count(url, schema.model, max(until, present()), _EVER)
     inside = int(np.sum(found.at >= _moment(since)))
     kept = max(inside, min(least, found.rows))
     return Window(

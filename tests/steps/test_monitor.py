@@ -125,15 +125,15 @@ def test_never_served_and_an_empty_window_are_unjudged(log: str, champion: Champ
 
 
 def test_a_clock_that_was_set_back_is_told(log: str, champion: Champion) -> None:
-    serve(log, champion, arrivals(600), NOW + DAY)
+    serve(log, champion, arrivals(600), datetime.now(UTC) + DAY)
     finding = found(log, champion, "drift")
     assert finding.state == "unjudged" and finding.figures["later"] == 600
-    assert "600 answers are dated after the window's end; was a clock set back?" in finding.said
+    assert "600 answers are dated in the future; was a clock set back?" in finding.said
     serve(log, champion, arrivals(600))
     for check in ("drift", "quality"):
         finding = found(log, champion, check)
         assert (finding.state, finding.figures["later"], finding.figures["rows"]) == ("held", 600, 600)
-        assert "600 answers are dated after" in finding.said
+        assert "600 answers are dated in the future" in finding.said
 
 
 def test_drift_names_columns_that_moved_and_that_vanished(log: str, champion: Champion) -> None:

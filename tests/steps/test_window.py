@@ -77,10 +77,19 @@ def test_an_empty_window_says_so(url: str) -> None:
 
 
 def test_a_clock_that_went_back_is_noticed(url: str) -> None:
-    log_batches(url, [week(0, 20), week(-2, 5)])
+    ahead = batch_of(SCHEMA, rows(5), answers_of(SCHEMA, scores(5)), datetime.now(UTC) + timedelta(days=1))
+    log_batches(url, [week(0, 20), ahead])
     window = read_window(url, SCHEMA, NOW, WEEK, least=10)
     assert (window.rows, window.later) == (20, 5)
-    assert "5 answers are dated after the window's end" in window.notes()[0]
+    assert "5 answers are dated in the future; was a clock set back?" in window.notes()
+
+
+def test_what_is_answered_while_a_look_lasts_is_no_sign_of_a_wrong_clock(url: str) -> None:
+    began = datetime.now(UTC) - timedelta(minutes=20)
+    since = batch_of(SCHEMA, rows(5), answers_of(SCHEMA, scores(5)), began + timedelta(minutes=1))
+    log_batches(url, [since])
+    window = read_window(url, SCHEMA, began, WEEK, least=1)
+    assert (window.rows, window.later, window.notes()) == (0, 0, ("nothing was answered",))
 
 
 def test_a_column_that_no_row_has_is_left_out(url: str) -> None:
