@@ -37,7 +37,7 @@ _NO_METRIC: Final = frozenset(
         *("concept_gap", "concept_drifted", "target_effect", "target_drifted"),
     )
 )
-_FACTS: Final = ("said", "figures", "columns", "named", "run")
+_FACTS: Final = ("said", "figures", "columns", "named", "run", "begin")
 
 
 class Finding(BaseModel):
@@ -56,6 +56,8 @@ class Finding(BaseModel):
         columns: A figure of each column: its effect (drift), its completeness (quality).
         named: What was found: columns, classes, groups or checks.
         run: The ZenML run that looked; "" outside of one.
+        begin: When the first row of the window was answered, where it was widened; else `since`. None where that is
+            not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +74,7 @@ class Finding(BaseModel):
     columns: dict[str, float] = {}
     named: tuple[str, ...] = ()
     run: str = ""
+    begin: AwareDatetime | None = None
 
 
 class Findings(BaseModel):
