@@ -97,13 +97,15 @@ def test_findings_are_in_the_ledgers_database_with_zenml_and_with_mlflow(looked:
     names = {
         row[0] for row in zenml.execute("select a.name from artifact_version v join artifact a on a.id = v.artifact_id")
     }
-    assert {"findings", "drift_page"} <= names
-    pages = list((served.home / "mlflow").rglob(f"monitoring/{kept[0].until.date()}/drift.html"))
+    assert {"findings", "drift_page", "report"} <= names
+    pages = list((served.home / "mlflow").rglob(f"monitoring/{kept[0].until.date()}/*/drift.html"))
     assert len(pages) == 1 and "pressure" in pages[0].read_text()
+    shown = pages[0].with_name("report.html").read_text()
+    assert "Decision" in shown and "Live" in shown and "trouble in" in shown
     prefect = sqlite3.connect(served.home / "prefect" / "prefect.db")
     query = "select name from task_run where flow_run_id = ? order by start_time"
     tasks = [row[0] for row in prefect.execute(query, (result["prefect_flow_run_id"],))]
-    assert tasks == ["monitor", "respond", "alert"]
+    assert tasks == ["monitor", "respond", "alert", "show"]
 
 
 def test_a_look_at_the_past_says_that_later_windows_are_on_record(looked: Done, served: Place) -> None:
