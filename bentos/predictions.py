@@ -79,8 +79,8 @@ def read(url: str, model: str, since: datetime, until: datetime) -> Iterator[Pre
                 yield from _expanded(row)
 
 
-def count(url: str, model: str, since: datetime, until: datetime) -> int:
-    """How many predictions `read` would give; none of them is read.
+def count(url: str, model: str, since: datetime, until: datetime, without: str | None = None) -> int:
+    """How many predictions `read` would give, but for those of one variant; none of them is read.
 
     Raises:
         WorkError: The database cannot be used.
@@ -91,6 +91,8 @@ def count(url: str, model: str, since: datetime, until: datetime) -> int:
             table = _table(name)
             query = sa.select(sa.func.sum(sa.func.coalesce(table.c.rows, 1)))
             query = query.where(table.c.model == model, *_during(table, since, until))
+            if without is not None:
+                query = query.where(table.c.variant != without)
             total += connection.scalar(query) or 0  # type: ignore[union-attr]
     return total
 

@@ -249,7 +249,7 @@ def _trend(ledger: Ledger, model: str, metric: str, newest: tuple[Finding, ...])
     last = next((finding.until for finding in newest if finding.check == "performance"), None)
     if last is None:
         return []
-    windows = read_findings(ledger, model, since=last - TREND, checks=["performance"])
+    windows = read_findings(ledger, model, since=last - TREND, until=last, checks=["performance"])
     return [_point(finding, metric) for finding in windows[-MOST_POINTS:]]
 
 

@@ -33,7 +33,7 @@ LOG = logging.getLogger(__name__)
 @flow(name="monitor", flow_run_name="monitor-{model}", validate_parameters=False, on_cancellation=[end_cancelled])
 def monitor(
     model: str, checks: list[str] | str | None = None, window: str | None = None, at: str | None = None
-) -> dict[str, Any]:
+) -> dict[str, Any] | State[Any]:
     """Look at a champion, tell the team of trouble, and train or roll back where the model's YAML says so.
 
     What is found is kept in the ledger's database, with ZenML and with MLflow.
@@ -53,6 +53,8 @@ def monitor(
     """
     started = time.monotonic()
     use_stack()
+    if skipped := _skipped_run(model):
+        return skipped
     watch = watch_of([checks] if isinstance(checks, str) else checks or (), window, at)
     # Where ZenML otherwise looks for a repository anew, in this folder and all above, for each function and type.
     source_utils.set_custom_source_root(str(clone_dir()))
@@ -83,7 +85,7 @@ def monitor(
     }
 
 
-def skipped_run(model: str) -> State[Any] | None:
+def _skipped_run(model: str) -> State[Any] | None:
     """How a schedule's look at a model ends that has no champion yet: that is no failure of anything; else None.
 
     Raises:

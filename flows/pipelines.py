@@ -13,6 +13,7 @@ from steps.monitor import monitor
 from steps.package import Package, package
 from steps.promote import promote
 from steps.respond import respond
+from steps.show import show
 from steps.split import split
 from steps.train import train
 from steps.tune import tune
@@ -54,7 +55,7 @@ def release_pipeline(config: str, evaluation: Any, package: Any, said: str) -> N
 
 @pipeline(name="monitor", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
 def monitor_pipeline(config: str, asked: str) -> None:
-    """Row 10: the champion looked at, what follows decided, and the team told.
+    """Row 10: the champion looked at, what follows decided, the team told, and all of it shown.
 
     Args:
         config: The model's configuration as a `steps.caching.parameter`.
@@ -62,4 +63,4 @@ def monitor_pipeline(config: str, asked: str) -> None:
     """
     findings, _ = monitor(config, asked)
     response = respond(config, findings)
-    alert(config, findings, response)
+    show(findings, alert(config, findings, response))

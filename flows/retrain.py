@@ -14,7 +14,6 @@ from flows.train import train
 from models.config import ModelConfig
 from models.errors import GauntletError, WorkError, bounded
 from stacks import registry
-from stacks.ledger import open_ledger
 from stacks.logs import masked
 from steps.caching import parse_config
 from steps.promote import rollback
@@ -96,13 +95,8 @@ def _trained_here(config: ModelConfig, source: str | None, why: str) -> dict[str
 def _rolled_back(response: Response) -> dict[str, Any]:
     model = response.model
     registry.initialise()
-    if (champion := open_ledger().champion(model)) != response.version:
-        raise WorkError(
-            f"v{response.version} of '{model}' was to be rolled back, but the champion is v{champion} by now; nothing "
-            "was changed"
-        )
     repair_first(model)
-    entry = rollback(model, response.to, why=_why(response), actor=LOOP)
+    entry = rollback(model, response.to, why=_why(response), actor=LOOP, expect_champion=response.version)
     LOG.warning("%s: v%d took over again from v%d: %s", model, entry.version, response.version, response.why)
     return {"champion": entry.version, "former": response.version, "sequence": entry.sequence}
 

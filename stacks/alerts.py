@@ -17,6 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from models.errors import bounded
 from models.monitoring import CheckName, Severity
+from stacks.findings import present
 from stacks.ledger import Ledger, canonical
 
 Subject = Literal[CheckName, "training", "rollback"]
@@ -166,7 +167,7 @@ def set_alerts(
     """Change a model's alerts to what a look says; durable when this returns, all or none.
 
     There is one open alert of a model and a subject, whoever looks at once. A look from before an alert's last change
-    changes nothing of it, but what happened is always told.
+    changes nothing of it (one that is dated in the future is no such change), but what happened is always told.
 
     Args:
         ledger: Whose database is written to.
@@ -317,7 +318,7 @@ def _set(
         # The step that tells it may be tried again.
         return None if last and last.said == _line(notice.said) else _raise(connection, model, notice, sinks, now)
     at = now.timestamp()
-    if last and at < max(filter(None, (last.raised, last.told, last.recovered))):
+    if last and at < max(map(_passed, (last.raised, last.told, last.recovered))):
         return None
     if last is None or last.recovered is not None:
         return _raise(connection, model, notice, sinks, now) if notice.trouble else None
@@ -326,12 +327,17 @@ def _set(
         _write(connection, last, message, sinks, recovered=at)
         return message
     worse = SEVERITIES.index(notice.severity) > SEVERITIES.index(last.severity)
-    if not worse and notice.version == last.version and at < last.told + repeat.total_seconds():
+    if not worse and notice.version == last.version and at < _passed(last.told) + repeat.total_seconds():
         return None
     message = _message(model, notice, "lasting", now, last)
     news = {"version": notice.version, "severity": notice.severity, "said": message.said}
     _write(connection, last, message, sinks, **news, told=at, times=last.times + 1)
     return message
+
+
+def _passed(moment: float | None) -> float:
+    """A moment, or long ago where there is none or its clock ran ahead."""
+    return moment if moment is not None and moment <= present().timestamp() else 0.0
 
 
 def _raise(

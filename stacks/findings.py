@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, get_args
 
 import sqlalchemy as sa
@@ -26,6 +26,8 @@ TABLE: Final = sa.Table(
     sa.Column("facts", sa.Text),
 )
 _CHECKS: Final = get_args(CheckName)
+# By how much the clocks of machines that share a database may differ; what is dated later was written by a wrong one.
+CLOCKS_DIFFER: Final = timedelta(minutes=5)
 ESTIMATED: Final = "estimated_"
 # Counts, lines, and what is known of concept and target: everything of performance that is no metric.
 _NO_METRIC: Final = frozenset(
@@ -35,7 +37,7 @@ _NO_METRIC: Final = frozenset(
         *("concept_gap", "concept_drifted", "target_effect", "target_drifted"),
     )
 )
-_FACTS: Final = ("said", "figures", "columns", "named", "run")
+_FACTS: Final = ("said", "figures", "columns", "named", "run", "begin")
 
 
 class Finding(BaseModel):
@@ -54,6 +56,8 @@ class Finding(BaseModel):
         columns: A figure of each column: its effect (drift), its completeness (quality).
         named: What was found: columns, classes, groups or checks.
         run: The ZenML run that looked; "" outside of one.
+        begin: When the first row of the window was answered, where it was widened; else `since`. None where that is
+            not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,6 +74,7 @@ class Finding(BaseModel):
     columns: dict[str, float] = {}
     named: tuple[str, ...] = ()
     run: str = ""
+    begin: AwareDatetime | None = None
 
 
 class Findings(BaseModel):
@@ -130,8 +135,18 @@ def read_findings(
         return tuple(_finding(row) for row in connection.execute(query))
 
 
+def present() -> datetime:
+    """The latest moment that anything may be dated at: this one, and by how much another machine's clock may be ahead.
+
+    A look by a clock that ran ahead must not stand for the newest one until the time that it had has come.
+    """
+    return datetime.now(UTC) + CLOCKS_DIFFER
+
+
 def newest_findings(ledger: Ledger, models: Collection[str]) -> tuple[Finding, ...]:
     """Of each check of each model the finding whose window ended last; one query for any number of models.
+
+    What is dated in the future is left out.
 
     Returns:
         By model, checks in their order.
@@ -141,7 +156,8 @@ def newest_findings(ledger: Ledger, models: Collection[str]) -> tuple[Finding, .
     """
     newest_first = (TABLE.c.until.desc(), TABLE.c.sequence.desc())
     place = sa.func.row_number().over(partition_by=(TABLE.c.model, TABLE.c.check_name), order_by=newest_first)
-    placed = sa.select(TABLE.c.sequence, place.label("place")).where(TABLE.c.model.in_(models)).subquery()
+    past = TABLE.c.until <= present().timestamp()
+    placed = sa.select(TABLE.c.sequence, place.label("place")).where(TABLE.c.model.in_(models), past).subquery()
     newest = sa.select(placed.c.sequence).where(placed.c.place == 1)
     query = sa.select(TABLE).where(TABLE.c.sequence.in_(newest))
     with ledger.peeking() as connection:

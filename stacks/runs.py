@@ -282,8 +282,10 @@ def read_files(run_id: str, folder: str, ending: str) -> dict[str, bytes]:
     return dict(sorted(found.items()))
 
 
-def list_files(run_id: str, folder: str, ending: str) -> tuple[str, ...]:
-    """Paths of the files under a folder of a run's artifacts whose name ends so, sorted; nothing is fetched.
+def list_files(run_id: str, folder: str, name: str, most: int) -> tuple[str, ...]:
+    """Paths of the last files of a name under a folder of a run's artifacts, sorted; nothing is fetched.
+
+    Folders are looked into from the last one on, and no more of them than that takes.
 
     Returns:
         Empty where there is no such run or folder any more.
@@ -293,14 +295,12 @@ def list_files(run_id: str, folder: str, ending: str) -> tuple[str, ...]:
     """
     from mlflow.exceptions import MlflowException
 
-    store, found, waiting = client(), [], [folder]
+    store, found, waiting = client(), list[str](), [folder]
     try:
-        while waiting:
-            for entry in store.list_artifacts(run_id, waiting.pop()):
-                if entry.is_dir:
-                    waiting.append(entry.path)
-                elif entry.path.endswith(ending):
-                    found.append(entry.path)
+        while waiting and len(found) < most:
+            inside = sorted(store.list_artifacts(run_id, waiting.pop()), key=lambda entry: entry.path)
+            waiting += [entry.path for entry in inside if entry.is_dir]
+            found += [entry.path for entry in inside if not entry.is_dir and entry.path.endswith(f"/{name}")]
     except (MlflowException, OSError) as error:
         if isinstance(error, MlflowException) and error.error_code in _GONE:
             return ()

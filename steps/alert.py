@@ -13,7 +13,7 @@ from models.errors import GauntletError
 from models.monitoring import Severity
 from models.section import length
 from stacks.alerts import Message, Notice, Subject, cancel, claim, owing, set_alerts, settle
-from stacks.findings import Finding, Findings, read_findings
+from stacks.findings import Finding, Findings, present, read_findings
 from stacks.ledger import Ledger, open_ledger
 from steps.caching import parse_config
 from steps.response import Response
@@ -134,7 +134,7 @@ def deliver(ledger: Ledger, model: str, sinks: Mapping[str, Sink]) -> tuple[dict
 
 
 def _is_stale(ledger: Ledger, finding: Finding) -> bool:
-    later = read_findings(ledger, finding.model, since=finding.until, checks=[finding.check])
+    later = read_findings(ledger, finding.model, since=finding.until, until=present(), checks=[finding.check])
     stale = any(other.state != "unjudged" for other in later)
     if stale:
         which = (finding.model, finding.check, f"{finding.until:%Y-%m-%d %H:%M}")

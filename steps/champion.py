@@ -39,7 +39,7 @@ class Champion:
     @cached_property
     def holdout_gap(self) -> float | None:
         """See `Holdout.gap`."""
-        return self.holdout.gap(self.config) if self.holdout else None
+        return self.holdout.gap(self.config, self.release.schema.labels) if self.holdout else None
 
 
 def champion_of(config: ModelConfig, ledger: Ledger) -> Champion:

@@ -31,7 +31,7 @@ from steps.fairness_report import FairnessReport
 from steps.performance import Performance, window_performance
 from steps.prediction_drift import prediction_drift, target_drift
 from steps.served_quality import ServedQuality, served_quality
-from steps.window import Labelled, Window, read_labels
+from steps.window import SHADOW, Labelled, Window, read_labels
 
 EARLIER: Final = 8
 LEAST_EARLIER: Final = 3
@@ -79,17 +79,7 @@ class Scene:
     @cached_property
     def own(self) -> Window:
         """What the champion answered."""
-        rows = self.window.of_version(self.champion.version)
-        at = self.window.at[rows]
-        return replace(
-            self.window,
-            inputs=self.window.inputs.iloc[rows].reset_index(drop=True),
-            ids=self.window.ids[rows],
-            at=at,
-            versions=self.window.versions[rows],
-            scores=self.window.scores[rows],
-            widened=int(np.sum(at < np.datetime64(self.window.since.replace(tzinfo=None), "ms"))),
-        )
+        return self.window.take(self.window.of_version(self.champion.version))
 
     @cached_property
     def labelled(self) -> Labelled:
@@ -161,8 +151,14 @@ def check_drift(scene: Scene) -> Checked:
     champion, window = scene.champion, scene.window
     if not _fresh(window):
         return _unanswered(scene, window)
-    reference = champion.release.reference()
-    found = dataset_drift(champion.config, reference, window.inputs, importance=champion.weights or None)
+    found = dataset_drift(
+        champion.config,
+        champion.release.reference(),
+        window.inputs,
+        importance=champion.weights or None,
+        unread=window.unread,
+        exact=champion.release.reference_summary["columns"],
+    )
     return _drifted(found, window, "columns", champion.config)
 
 
@@ -230,7 +226,7 @@ def _fresh(window: Window) -> bool:
 def _unanswered(scene: Scene, window: Window) -> Checked:
     """Why there is nothing to judge: `window` holds all rows, or the champion's."""
     whole = scene.window
-    later = tuple(note for note in whole.notes() if "dated after" in note)
+    later = tuple(note for note in whole.notes() if "dated in the future" in note)
     if window is not whole and _fresh(whole):
         others = whole.rows - whole.widened
         said = f"v{scene.champion.version} answered nothing; {others:,} rows were answered by other versions"
@@ -266,7 +262,7 @@ def _performance_said(champion: Champion, found: Performance, target: DatasetDri
             parts.append("chance leaves open whether it is")
     elif found.labels >= champion.config.monitoring.min_labels:
         parts.append(
-            f"{metric} cannot be judged on these {found.labels:,} labels: of one class alone, or an own metric"
+            f"{metric} cannot be judged on these {found.labels:,} labels: of one class alone, or the own metric fails"
         )
     else:
         parts.append(_few_labels(champion.config, found.labels, found.answers))
@@ -278,6 +274,8 @@ def _performance_said(champion: Champion, found: Performance, target: DatasetDri
         parts.append(f"concept drift: {metric} is {gap} worse than the scores expect")
     if target.drifted_columns:
         parts.append(f"the target drifted ({_effect(target.columns[0]):.3f})")
+    elif not target.judged and target.rows:
+        parts.append(f"drift of the target is not judged: {target.reason}")
     if found.contradicted:
         parts.append(f"{found.contradicted:,} labels were told in two ways, the first counts")
     return "; ".join(parts)
@@ -325,7 +323,7 @@ def _earlier_volumes(scene: Scene) -> tuple[int, ...]:
     window, model = scene.window, scene.champion.config.name
     span = window.until - window.since
     ends = [window.until - place * span for place in range(1, EARLIER + 1)]
-    counts = [predictions.count(scene.url, model, end - span, end) for end in ends]
+    counts = [predictions.count(scene.url, model, end - span, end, without=SHADOW) for end in ends]
     used = [place for place, count in enumerate(counts) if count]
     return tuple(counts[: used[-1] + 1]) if len(used) >= LEAST_EARLIER else ()
 
@@ -364,7 +362,7 @@ def _drifted(found: DatasetDrift, window: Window, what: str, config: ModelConfig
         state="found" if moved else "held",
         said=_noted("; ".join(_drift_said(found, moved, what, config)), window),
         figures=figures,
-        columns={column.column: _effect(column) for column in found.columns},
+        columns={column.column: _effect(column) for column in found.columns if column.state != "unread"},
         named=tuple(column.column for column in moved),
         detail=found,
     )

@@ -14,8 +14,7 @@ from models.config import Family, ModelConfig
 from models.errors import DataError
 from models.section import Scalar
 from steps.families import Params, build_estimator, build_preparation, is_scaled, one_thread
-from steps.metrics import figure
-from steps.own import own_metric
+from steps.metrics import deciding_figure
 from steps.reweigh import reweighing_groups, weigh
 
 Array = np.ndarray[Any, Any]
@@ -103,14 +102,18 @@ class CrossValidation:
             answered = self._boosted(number, fold, params)
         else:
             answered = self._answer(fold, family, params)
-        return self._figure(fold.y_score, answered)
+        return deciding_figure(self.config, self.labels, fold.y_score, answered)
 
     def dummy_score(self) -> float:
         """The same for a model that ignores its input: class shares, or the mean (for `mae` the median)."""
         figures = []
         for number in range(self.count):
             fitted, scored = self.target[self.folds != number], self.target[self.folds == number]
-            figures.append(self._figure(scored, dummy_answer(self.config, fitted, len(scored), self.classes)))
+            figures.append(
+                deciding_figure(
+                    self.config, self.labels, scored, dummy_answer(self.config, fitted, len(scored), self.classes)
+                )
+            )
         return self.mean(figures)
 
     def settle(self, family: Family, params: Params, before_fit: Callable[[], None]) -> dict[str, Scalar | None]:
@@ -185,16 +188,6 @@ class CrossValidation:
         import joblib
 
         return joblib.load(path, mmap_mode="r")
-
-    def _figure(self, truth: Array, answered: Array) -> float | None:
-        """The model's metric, of the user's own or one of ours."""
-        own = self.config.evaluation.metrics.get(self.config.metric)
-        if own is None:
-            return figure(self.config.metric, truth, answered)
-        if not self.classes:
-            return own_metric(self.config.metric, own, truth, answered, None)
-        names = np.array(self.labels, dtype=object)
-        return own_metric(self.config.metric, own, names[truth], names[answered.argmax(axis=1)], answered)
 
     def _prepared(self, number: int, scaled: bool) -> Prepared:
         if (number, scaled) in self._kept:

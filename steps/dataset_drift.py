@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,10 +18,12 @@ from steps.significance import Departure, departure, holm, resamples_for
 from steps.text_drift import Entities, text_departure
 
 SAMPLE = 20_000
+NONE: Mapping[str, Any] = {}
 NAMED = 5
 _DIGITS = 6
 _QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-State = Literal["measured", "empty", "vanished"]
+State = Literal["measured", "empty", "vanished", "unread"]
+Figures = Mapping[str, Mapping[str, Any]]
 _Array = np.ndarray[Any, Any]
 
 
@@ -49,16 +51,16 @@ class ColumnDrift(BaseModel):
     Attributes:
         column: Its name.
         method: What `values` measures: a distance, or `text` (see `steps.text_drift`).
-        state: `vanished`: the window has no such column; `empty`: it or the reference has no values, or too few
-            texts, to measure.
+        state: `vanished`: the window has no such column; `unread`: too few of its rows are of versions that read it;
+            `empty`: it or the reference has no values, or too few texts, to measure.
         values: Drift of the values that are there.
         missing: Drift of the share that is missing (Jensen-Shannon); None where neither side misses any.
-        reference_missing: Share of the reference's rows without a value.
+        reference_missing: Share of the training rows without a value.
         window_missing: Share of the window's rows without a value.
-        new_categories: How many categories the window has and the reference has not.
+        new_categories: How many categories the window has and no training row had.
         new_share: Share of the window's values that are of these.
         named: The most frequent of them, five at most.
-        reference_quantiles: 1, 25, 50, 75 and 99 % of the reference's numbers (seconds since 1970 of dates).
+        reference_quantiles: 1, 25, 50, 75 and 99 % of the training rows' numbers (seconds since 1970 of dates).
         window_quantiles: The same of all the window's.
         drifted: Whether values or missing values have drifted, or the column vanished.
     """
@@ -119,6 +121,8 @@ def dataset_drift(
     window: pd.DataFrame,
     *,
     importance: Mapping[str, float] | None = None,
+    unread: Mapping[str, _Array] = NONE,
+    exact: Figures = NONE,
 ) -> DatasetDrift:
     """Compare the inputs of a window with the reference, column by column.
 
@@ -127,9 +131,21 @@ def dataset_drift(
         reference: Typed sample of the training rows, as `Release.reference` gives it.
         window: Typed rows of the window.
         importance: Weight of each column for `drifted_share`, 0 where it has none; equal when left out.
+        unread: See `steps.window.Window.unread`.
+        exact: Figures of all training rows by column, as `Release.reference_summary` has them.
     """
     inputs = {name: config.columns[name] for name in config.input_names()}
-    return compare(config.monitoring, inputs, reference, window, config.seed, importance, _entities(config, reference))
+    return compare(
+        config.monitoring,
+        inputs,
+        reference,
+        window,
+        config.seed,
+        importance,
+        _entities(config, reference),
+        unread,
+        exact,
+    )
 
 
 def compare(
@@ -140,12 +156,15 @@ def compare(
     seed: int,
     importance: Mapping[str, float] | None = None,
     entities: Entities | None = None,
+    unread: Mapping[str, _Array] = NONE,
+    exact: Figures = NONE,
 ) -> DatasetDrift:
     """Compare a window with a reference.
 
     A column drifts when its effect reaches the threshold and exceeds what windows of that size drawn from the
     reference show, by Holm's procedure over all columns: of windows without drift at most 5 % name any column.
-    Distances are measured on at most 20,000 seeded rows; missing values, new categories and quantiles on all.
+    Distances are measured on at most 20,000 seeded rows; missing values, new categories and quantiles on all of the
+    window, and on all training rows where their figures are given.
 
     Args:
         monitoring: Methods and thresholds.
@@ -155,6 +174,8 @@ def compare(
         seed: Seed of samples and resamples.
         importance: Weight of each column; equal when left out.
         entities: Whose the reference's rows are, for texts.
+        unread: By column, shape (n,) of bool: rows of the window that say nothing of it.
+        exact: By column, figures of all the rows that the reference is a sample of.
     """
     watched = {name: column for name, column in inputs.items() if not column.personal and name in reference.columns}
     rows: dict[str, Any] = {
@@ -165,7 +186,7 @@ def compare(
     if (reason := _unjudged(monitoring, watched, reference, window)) is not None:
         return DatasetDrift(judged=False, reason=reason, **rows)
     sample = bounded_sample(window, seed)
-    sides = _Sides(reference, window, sample, entities, resamples_for(2 * len(watched)), seed)
+    sides = _Sides(reference, window, sample, entities, resamples_for(2 * len(watched)), seed, unread, exact)
     columns = _judged([_measured(monitoring, n, c, sides) for n, c in watched.items()], monitoring.threshold)
     share = _weighted_share(columns, importance)
     return DatasetDrift(
@@ -218,6 +239,15 @@ class _Sides:
     entities: Entities | None
     resamples: int
     seed: int
+    unread: Mapping[str, _Array]
+    exact: Figures
+
+    def of(self, name: str) -> "tuple[pd.Series[Any], pd.Series[Any]]":
+        """A column of the window, and of the sample, in the rows that say something of it."""
+        if name not in self.unread:
+            return self.window[name], self.sample[name]
+        read = self.window[name][~self.unread[name]]
+        return read, read[read.index.isin(self.sample.index)]
 
 
 def _measured(
@@ -226,23 +256,26 @@ def _measured(
     """What is to be said of a column, and the effects that are still to be judged beside all others."""
     is_text = column.type == "text"
     method = method_of(monitoring, name, column)
-    old = sides.reference[name]
+    old, named = sides.reference[name], "text" if is_text else method
+    before = _Known.of(old, is_text).exactly(sides.exact.get(name, {}), is_text)
     if name not in sides.window.columns:
-        gone = _column(name, "text" if is_text else method, "vanished", _Known.of(old, is_text), None)
-        return gone, None, None
+        return _column(name, named, "vanished", before, None), None, None
     rng = np.random.default_rng([sides.seed, zlib.crc32(name.encode())])
-    before, now = (_Known.of(side[name], is_text) for side in (sides.reference, sides.window))
+    whole, sample = sides.of(name)
+    now = _Known.of(whole, is_text)
+    if name in sides.unread and now.rows < monitoring.min_rows:
+        return _column(name, named, "unread", before, now), None, None
     counts = Tally(*(np.array([side.rows - side.missing, side.missing]) for side in (before, now)))
     lacking = (
         departure("jensenshannon", counts, sides.resamples, rng) if counts.reference[1] + counts.window[1] else None
     )
     if is_text:
-        values = text_departure(old, cut_texts(sides.reference, sides.sample[name]), rng, sides.entities)
+        values = text_departure(old, cut_texts(sides.reference, sample), rng, sides.entities)
     else:
-        counts = tally(method, old, sides.sample[name])
+        counts = tally(method, old, sample)
         some = bool(counts.reference.sum() and counts.window.sum())
         values = departure(method, counts, sides.resamples, rng) if some else None
-    found = _column(name, "text" if is_text else method, "measured" if values else "empty", before, now)
+    found = _column(name, named, "measured" if values else "empty", before, now)
     return found, values, lacking
 
 
@@ -255,12 +288,14 @@ class _Known:
         missing: Those without a value.
         values: The values that are there; of categories each once.
         counts: How often each category is there; None of other columns.
+        quantiles: Of the numbers, where they are not to be taken of the values.
     """
 
     rows: int
     missing: int
     values: "pd.Series[Any]"
     counts: _Array | None = None
+    quantiles: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, column: "pd.Series[Any]", is_text: bool) -> "_Known":
@@ -272,10 +307,23 @@ class _Known:
         counts = np.bincount(codes + 1, minlength=len(categories) + 1)
         return cls(len(column), int(counts[0]), pd.Series(categories, dtype=object), counts[1:])
 
+    def exactly(self, figures: Mapping[str, Any], is_text: bool) -> "_Known":
+        """What is known by the figures of all rows, where these are a sample of them."""
+        if not figures:
+            return self
+        whole = replace(self, rows=int(figures["count"]), missing=int(figures["missing"]))
+        if "categories" in figures:
+            names = dict.fromkeys([*figures["categories"], *self.values])
+            counts = np.array([figures["categories"].get(name, 1) for name in names])
+            return replace(whole, values=pd.Series(list(names), dtype=object), counts=counts)
+        if is_text or "quantiles" not in figures:
+            return whole
+        return replace(whole, quantiles=_told_quantiles(figures["quantiles"]))
+
     @property
     def share_missing(self) -> float:
         """The share of rows without a value."""
-        return round(self.missing / self.rows, _DIGITS) if self.rows else float("nan")
+        return round(self.missing / self.rows, _DIGITS) if self.rows else 0.0
 
 
 def _column(
@@ -308,7 +356,15 @@ def _described(old: _Known, new: _Known) -> dict[str, Any]:
             "new_share": round(float(unseen.sum() / max(counts.sum(), 1)), _DIGITS),
             "named": tuple(bounded(str(name), 60) for name in unseen.index[:NAMED]),
         }
-    return {"reference_quantiles": _quantiles(old.values), "window_quantiles": _quantiles(new.values)}
+    before = _quantiles(old.values) if old.quantiles is None else old.quantiles
+    return {"reference_quantiles": before, "window_quantiles": _quantiles(new.values)}
+
+
+def _told_quantiles(told: Mapping[str, Any]) -> tuple[float, ...]:
+    """Those of a Release's summary, which has dates as ISO 8601."""
+    known = [told[f"{q:g}"] for q in _QUANTILES if f"{q:g}" in told]
+    numbers = [pd.Timestamp(each).timestamp() if isinstance(each, str) else float(each) for each in known]
+    return tuple(float(f"{number:.6g}") for number in numbers)
 
 
 def _quantiles(known: "pd.Series[Any]") -> tuple[float, ...]:
@@ -347,7 +403,8 @@ def _judged(
 
 
 def _weighted_share(columns: Sequence[ColumnDrift], importance: Mapping[str, float] | None) -> float:
+    columns = [c for c in columns if c.state != "unread"]
     weights = [max(importance.get(c.column, 0.0), 0.0) if importance else 1.0 for c in columns]
     if not sum(weights) > 0:
         weights = [1.0] * len(columns)
-    return sum(w for w, c in zip(weights, columns, strict=True) if c.drifted) / sum(weights)
+    return sum(w for w, c in zip(weights, columns, strict=True) if c.drifted) / (sum(weights) or 1.0)

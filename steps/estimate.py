@@ -1,15 +1,19 @@
 """Estimates of performance while labels are missing: what the scores themselves expect."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from steps.metrics import figure
+from models.config import ModelConfig
+from models.errors import DataError
+from steps.metrics import deciding_figure
 
 DRAWS = 200
 _MOST = 20_000
 _Array = np.ndarray[Any, Any]
+Measure = Callable[[_Array, _Array], float | None]
 
 
 class Estimate(BaseModel):
@@ -54,7 +58,22 @@ class EstimateError(BaseModel):
     labels: int
 
 
-def estimate(metric: str, probabilities: _Array, seed: int) -> Estimate | None:
+def measure_of(config: ModelConfig, labels: Sequence[str]) -> Measure:
+    """The figure that a model goes by, of codes (or numbers) and answers; None where rows do not allow it.
+
+    Rows that a function of the user's fails on do not allow it.
+    """
+
+    def measure(truth: _Array, answered: _Array) -> float | None:
+        try:
+            return deciding_figure(config, labels, truth, answered)
+        except DataError:
+            return None
+
+    return measure
+
+
+def estimate(metric: str, measure: Measure, probabilities: _Array, seed: int) -> Estimate | None:
     """Expected value of a figure of a classifier from its probabilities alone.
 
     Truths are drawn from the probabilities, 200 times, and the figure computed on each: confidence-based performance
@@ -62,7 +81,8 @@ def estimate(metric: str, probabilities: _Array, seed: int) -> Estimate | None:
     as far as the probabilities are calibrated, and is blind to concept drift, which changes the truth behind them.
 
     Args:
-        metric: The figure.
+        metric: Name of the figure.
+        measure: The figure, see `measure_of`.
         probabilities: Shape (n, k), rows that sum to 1; at most 20,000 seeded rows are used.
         seed: Seed of the draws.
 
@@ -76,7 +96,7 @@ def estimate(metric: str, probabilities: _Array, seed: int) -> Estimate | None:
         return None
     ladder = np.cumsum(probabilities, axis=1)[:, :-1]
     drawn = ((rng.random((len(ladder), 1)) >= ladder).sum(axis=1) for _ in range(DRAWS))
-    found = [value for truth in drawn if (value := figure(metric, truth, probabilities)) is not None]
+    found = [value for truth in drawn if (value := measure(truth, probabilities)) is not None]
     if len(found) < DRAWS / 2:
         return None
     low, high = np.quantile(found, (0.025, 0.975))
@@ -85,11 +105,14 @@ def estimate(metric: str, probabilities: _Array, seed: int) -> Estimate | None:
     )
 
 
-def estimate_error(metric: str, truth: _Array, probabilities: _Array, seed: int) -> EstimateError | None:
+def estimate_error(
+    metric: str, measure: Measure, truth: _Array, probabilities: _Array, seed: int
+) -> EstimateError | None:
     """Compare the estimate on labelled rows with the truth.
 
     Args:
-        metric: The figure.
+        metric: Name of the figure.
+        measure: The figure, see `measure_of`.
         truth: Shape (n,): codes 0..k-1.
         probabilities: Shape (n, k).
         seed: Seed of the draws.
@@ -97,8 +120,8 @@ def estimate_error(metric: str, truth: _Array, probabilities: _Array, seed: int)
     Returns:
         None where either does not exist.
     """
-    expected = estimate(metric, probabilities, seed)
-    measured = figure(metric, truth, probabilities) if len(truth) else None
+    expected = estimate(metric, measure, probabilities, seed)
+    measured = measure(truth, probabilities) if len(truth) else None
     if expected is None or measured is None:
         return None
     return EstimateError(

@@ -11,6 +11,9 @@ from models.errors import bounded
 from models.judgement import Card
 
 EVALUATION_FOLDER: Final = "evaluation"
+MONITORING_FOLDER: Final = "monitoring"
+DRIFT_PAGE: Final = "drift.html"
+REPORT_PAGE: Final = "report.html"
 EVALUATION: Final = "evaluation.json"
 FACTS: Final = "facts.json"
 MOST = 200

@@ -1,6 +1,7 @@
 """The holdout's scores and truth, kept with a version's evaluation: what its later answers are compared with."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,7 @@ import pandas as pd
 from bentos.release import Release
 from models.config import ModelConfig
 from stacks import runs
-from steps.estimate import estimate_error
+from steps.estimate import estimate_error, measure_of
 from steps.facts import EVALUATION_FOLDER
 
 HOLDOUT: Final = "holdout.npz"
@@ -30,11 +31,12 @@ class Holdout:
     scores: "np.ndarray[Any, Any]" = field(repr=False)
     truth: "np.ndarray[Any, Any]" = field(repr=False)
 
-    def gap(self, config: ModelConfig) -> float | None:
+    def gap(self, config: ModelConfig, labels: Sequence[str]) -> float | None:
         """How much more the scores expect of the metric than they got; None for a regression, or where neither is."""
         if self.scores.ndim == 1:
             return None
-        found = estimate_error(config.metric, self.truth, self.scores.astype(np.float64), config.seed)
+        scores, measure = self.scores.astype(np.float64), measure_of(config, labels)
+        found = estimate_error(config.metric, measure, self.truth, scores, config.seed)
         return found.error if found else None
 
 

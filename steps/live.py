@@ -12,9 +12,9 @@ from stacks.findings import Finding, newest_findings, read_findings
 from stacks.ledger import Entry, Ledger
 from stacks.lifecycle import CROWNING
 from steps.document import Link
+from steps.facts import DRIFT_PAGE, MONITORING_FOLDER
 
 SPAN: Final = timedelta(weeks=26)
-FOLDER: Final = "monitoring"
 MOST_PAGES: Final = 8
 _LATE: Final = timedelta(days=14)
 
@@ -87,7 +87,7 @@ def gather(ledger: Ledger, model: str, metric: str) -> Live | None:
     if not newest:
         return None
     last = max(finding.until for finding in newest)
-    findings = read_findings(ledger, model, since=last - SPAN)
+    findings = read_findings(ledger, model, since=last - SPAN, until=last)
     begin = max(min(finding.since for finding in findings), last - SPAN)
     # A check looks a little after its window: what followed from it belongs on the page.
     looked = max(finding.looked for finding in newest)
@@ -136,5 +136,5 @@ def _pages(history: Sequence[Entry], newest: Sequence[Finding]) -> tuple[Link, .
     if not logged:
         return ()
     run_id = str(logged[-1])
-    paths = runs.list_files(run_id, FOLDER, ".html")[-MOST_PAGES:]
+    paths = runs.list_files(run_id, MONITORING_FOLDER, DRIFT_PAGE, MOST_PAGES)
     return tuple(Link(path, f"v{version}, MLflow run {run_id}", runs.address_of(run_id, path)) for path in paths[::-1])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHOWN_COLUMNS: Final = 25
-SHOWN_METRICS: Final = 6
+SHOWN_METRICS: Final = 16
 _SIZE: Final = (6.4, 4.4)
 _SEVERITY: Final = {"critical": "#c4572e", "warning": "#d9a400", "info": "#6b7280"}
 _BANDS: Final = ("#cfe0f7", "#e6dcf5", "#d5eedd", "#f7e7cf", "#e3e6eb")

@@ -105,19 +105,22 @@ def _performance(live: Live) -> Part:
     windows = live.of("performance")[-MOST_WINDOWS:][::-1]
     if not windows:
         return Part("Performance", ())
-    columns = ("window ends", "version", live.metric, "estimate", "holdout", "limit", "labels", "state")
+    columns = ("window ends", "version", live.metric, "estimate", "its error", "holdout", "limit", "labels", "state")
     rows = tuple(
         (
             Cell(_day(finding.until)),
             Cell(f"v{finding.version}"),
             Cell(_figure(finding, live.metric, ""), strong=finding.state == "found"),
             Cell(_figure(finding, live.metric, ESTIMATED)),
-            *(_number(finding, name) for name in ("holdout", "limit", "labels")),
+            *(_number(finding, name) for name in ("estimate_error", "holdout", "limit", "labels")),
             Cell(_WORDS[finding.state], _TONES[finding.state]),
         )
         for finding in windows
     )
-    said = "Measured on the outcomes of the window; the estimate is what the model's own probabilities let expect."
+    said = (
+        "Measured on the outcomes of the window; the estimate is what the model's own probabilities let expect, its "
+        "error how much more that was than came true, of the rows with an outcome."
+    )
     return Part("Performance", (Table(columns, rows), Text(said)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from models.config import ModelConfig
 from models.errors import ConfigError, DataError
 from models.judgement import OwnMetric
-from steps.own import own_metrics
+from steps.own import own_metric, own_metrics
 
 if TYPE_CHECKING:
     from bentos.release import Answers
@@ -138,6 +138,27 @@ def figure(name: str, truth: Array, answered: Array) -> float | None:
     if name == "roc_auc":
         return _roc_auc(truth, answered)
     return classification_metrics(truth, answered).get(name)
+
+
+def deciding_figure(config: ModelConfig, labels: Sequence[str], truth: Array, answered: Array) -> float | None:
+    """The figure that a model goes by, of ours or of the user's own; None where the rows do not allow it.
+
+    Args:
+        config: The model.
+        labels: Its classes; empty for regression.
+        truth: As `figure` takes it; a code of -1 is None to a function of the user's.
+        answered: Likewise.
+
+    Raises:
+        DataError: The user's function fails on these rows.
+    """
+    name, own = config.metric, config.evaluation.metrics.get(config.metric)
+    if own is None:
+        return figure(name, truth, answered)
+    if answered.ndim == 1:
+        return own_metric(name, own, truth, answered, None)
+    names = np.array([*labels, None], dtype=object)
+    return own_metric(name, own, names[truth], names[answered.argmax(axis=1)], answered)
 
 
 def classification_metrics(truth: Array, probabilities: Array, predicted: Array | None = None) -> dict[str, float]:

@@ -13,21 +13,22 @@ from pydantic import BaseModel
 from zenml import get_step_context, step
 from zenml.types import HTMLString
 
-from models.errors import bounded
+from models.errors import GauntletError, bounded
 from models.monitoring import CheckName
 from models.section import length
 from stacks import runs
 from stacks.findings import Finding, Findings, read_findings, record_findings
 from stacks.ledger import Ledger, database_url, open_ledger
+from stacks.logs import masked
 from steps.caching import parse_config
 from steps.champion import Champion, champion_of
-from steps.checks import CHECK, Scene, finite
+from steps.checks import CHECK, Checked, Scene, finite
 from steps.drift_page import drift_page
+from steps.facts import DRIFT_PAGE, MONITORING_FOLDER
 from steps.watch import Watch
 from steps.window import Window, read_window
 
 LOG = logging.getLogger(__name__)
-MONITORING_FOLDER: Final = "monitoring"
 SAID_LIMIT: Final = 1_000
 
 
@@ -47,16 +48,13 @@ class Looked:
 
 
 def run_checks(champion: Champion, watch: Watch, url: str, run: str = "") -> Looked:
-    """Look at a champion, without writing anything.
+    """Look at a champion, without writing anything. A check that fails is not judged, and says why.
 
     Args:
         champion: See `steps.champion.champion_of`.
         watch: What is asked.
         url: Of the prediction log and the outcomes, as `stacks.ledger.Ledger` takes it.
         run: The ZenML run that looks.
-
-    Raises:
-        WorkError: The database cannot be used, or Great Expectations failed.
     """
     looked = datetime.now(UTC)
     until = watch.at or looked
@@ -66,22 +64,20 @@ def run_checks(champion: Champion, watch: Watch, url: str, run: str = "") -> Loo
     page = ""
     for check in watch.checks:
         span = length(watch.window or champion.config.monitoring.checks.of(check).window)
-        if span not in windows:
-            least = champion.config.monitoring.min_rows
-            windows[span] = read_window(url, champion.release.schema, until, span, least)
-        window = windows[span]
-        checked = CHECK[check](Scene(champion, window, until, url))
+        checked = _checked(champion, check, windows, span, until, url)
         if checked.detail is not None:
             details[check] = checked.detail
         if check == "drift" and checked.state != "unjudged":
-            page = _page(champion, window)
+            page = _page(champion, windows[span])
+        window = windows.get(span)
         findings.append(
             Finding(
                 model=champion.config.name,
                 version=champion.version,
                 check=check,
-                since=window.since,
-                until=window.until,
+                since=until - span,
+                until=until,
+                begin=window.begin if window else None,
                 looked=looked,
                 state=checked.state,
                 said=bounded(checked.said, SAID_LIMIT),
@@ -92,6 +88,22 @@ def run_checks(champion: Champion, watch: Watch, url: str, run: str = "") -> Loo
             )
         )
     return Looked(tuple(findings), details, page)
+
+
+def _checked(
+    champion: Champion, check: CheckName, windows: dict[timedelta, Window], span: timedelta, until: datetime, url: str
+) -> Checked:
+    """What a check says; one that fails is not judged, and the others are."""
+    try:
+        if span not in windows:
+            least, version = champion.config.monitoring.min_rows, champion.version
+            windows[span] = read_window(url, champion.release.schema, until, span, least, version=version)
+        return CHECK[check](Scene(champion, windows[span], until, url))
+    except Exception as error:
+        # The text of somebody else's error may hold a value of a row.
+        said = str(error) if isinstance(error, GauntletError) else type(error).__name__
+        LOG.warning("%s: the check %s failed: %s", champion.config.name, check, masked(said))
+        return Checked("unjudged", f"the check failed: {masked(said)}")
 
 
 def keep(looked: Looked, champion: Champion, ledger: Ledger) -> tuple[Finding, ...]:
@@ -105,9 +117,9 @@ def keep(looked: Looked, champion: Champion, ledger: Ledger) -> tuple[Finding, .
     Raises:
         WorkError: The database or MLflow cannot be used.
     """
-    log_look(looked, champion)
     known = _known(looked, ledger)
     record_findings(ledger, [finding for finding in looked.findings if finding.check not in known])
+    log_look(looked, champion)
     return tuple(known.get(finding.check, finding) for finding in looked.findings)
 
 
@@ -121,7 +133,7 @@ def _known(looked: Looked, ledger: Ledger) -> dict[CheckName, Finding]:
 
 
 def log_look(looked: Looked, champion: Champion) -> None:
-    """Add what was seen to the artifacts of the champion's MLflow run, in a folder of the windows' last day.
+    """Add what was seen to the artifacts of the champion's MLflow run, in the folder of this look.
 
     Raises:
         WorkError: MLflow refused.
@@ -139,13 +151,21 @@ def log_look(looked: Looked, champion: Champion) -> None:
             path = Path(folder) / f"{check}_detail.json"
             path.write_text(detail.model_dump_json(indent=2), encoding="utf-8")
         if looked.page:
-            (Path(folder) / "drift.html").write_text(looked.page, encoding="utf-8")
-        day = looked.findings[0].until.date().isoformat()
-        runs.log_files(champion.run_id, Path(folder), f"{MONITORING_FOLDER}/{day}")
+            (Path(folder) / DRIFT_PAGE).write_text(looked.page, encoding="utf-8")
+        runs.log_files(champion.run_id, Path(folder), folder_of(looked.findings[0]))
+
+
+def folder_of(finding: Finding) -> str:
+    """Where among a run's artifacts a look lies: by the day that its windows end on and the time of looking."""
+    return f"{MONITORING_FOLDER}/{finding.until:%Y-%m-%d}/{finding.looked:%H-%M-%S.%f}"
 
 
 def _page(champion: Champion, window: Window) -> str:
-    page = drift_page(champion.config, champion.release.reference(), window.inputs)
+    try:
+        page = drift_page(champion.config, champion.release.reference(), window.inputs)
+    except Exception as error:
+        LOG.warning("%s: Evidently's page failed: %s", champion.config.name, type(error).__name__)
+        return ""
     return page.html if page else ""
 
 

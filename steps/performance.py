@@ -9,8 +9,8 @@ from bentos.release import told
 from bentos.schema import Schema
 from models.config import ModelConfig
 from models.errors import DataError
-from steps.estimate import Estimate, EstimateError, estimate, estimate_error
-from steps.metrics import compute_metrics, figure, greater_is_better
+from steps.estimate import Estimate, EstimateError, Measure, estimate, estimate_error, measure_of
+from steps.metrics import compute_metrics, greater_is_better
 from steps.window import Labelled
 
 MOST_LABELS = 20_000
@@ -99,7 +99,7 @@ def window_performance(
         holdout_gap: What the scores expect of the holdout less that metric (`EstimateError.error`).
     """
     truth, answered = _coded(schema, labelled.truth), scores[labelled.rows]
-    limit = _limit(config, holdout)
+    limit, measure = _limit(config, holdout), measure_of(config, schema.labels)
     common: dict[str, Any] = {
         "metric": config.metric,
         "answers": len(scores),
@@ -108,19 +108,19 @@ def window_performance(
         "contradicted": labelled.contradicted,
         "holdout": holdout,
         "limit": limit,
-        "expected": estimate(config.metric, scores, config.seed) if schema.labels else None,
+        "expected": estimate(config.metric, measure, scores, config.seed) if schema.labels else None,
     }
-    error = estimate_error(config.metric, truth, answered, config.seed) if schema.labels else None
-    value = figure(config.metric, truth, answered) if len(truth) else None
+    error = estimate_error(config.metric, measure, truth, answered, config.seed) if schema.labels else None
+    value = measure(truth, answered) if len(truth) else None
     if value is None or len(truth) < config.monitoring.min_labels:
         return Performance(state="too_few_labels", value=value, estimate_error=error, **common)
-    chance = _bootstrap(config, truth, answered)
+    chance = _bootstrap(config, measure, truth, answered)
     if len(chance) < config.evaluation.resamples / 2:  # such as one row of a class: most resamples have none
         return Performance(state="too_few_labels", value=value, estimate_error=error, **common)
     tail = (1 - config.evaluation.confidence) / 2
     low, high = (float(end) for end in np.quantile(chance, (tail, 1 - tail)))
     return Performance(
-        state=_state(config.metric, low, high, limit),
+        state=_state(config, low, high, limit),
         value=value,
         low=low,
         high=high,
@@ -138,25 +138,29 @@ def _coded(schema: Schema, truth: _Array) -> _Array:
     return np.fromiter((order[label] for label in truth), dtype=np.int64, count=len(truth))
 
 
+def _greater_is_better(config: ModelConfig) -> bool:
+    return greater_is_better(config.metric, config.evaluation.metrics)
+
+
 def _limit(config: ModelConfig, holdout: float) -> float:
     loss = config.monitoring.degradation * abs(holdout)
-    return holdout - loss if greater_is_better(config.metric) else holdout + loss
+    return holdout - loss if _greater_is_better(config) else holdout + loss
 
 
-def _bootstrap(config: ModelConfig, truth: _Array, answered: _Array) -> _Array:
+def _bootstrap(config: ModelConfig, measure: Measure, truth: _Array, answered: _Array) -> _Array:
     """The metric of resamples of the labelled rows, of at most 20,000 of them; those that do not allow it left out."""
     rng = np.random.default_rng(config.seed)
     if len(truth) > MOST_LABELS:
         chosen = rng.choice(len(truth), MOST_LABELS, replace=False)
         truth, answered = truth[chosen], answered[chosen]
     drawn = (rng.integers(0, len(truth), len(truth)) for _ in range(config.evaluation.resamples))
-    found = (figure(config.metric, truth[rows], answered[rows]) for rows in drawn)
+    found = (measure(truth[rows], answered[rows]) for rows in drawn)
     return np.array([value for value in found if value is not None])
 
 
-def _state(metric: str, low: float, high: float, limit: float) -> State:
-    best, worst = (high, low) if greater_is_better(metric) else (low, high)
-    sign = 1 if greater_is_better(metric) else -1
+def _state(config: ModelConfig, low: float, high: float, limit: float) -> State:
+    best, worst = (high, low) if _greater_is_better(config) else (low, high)
+    sign = 1 if _greater_is_better(config) else -1
     if sign * best < sign * limit:
         return "degraded"
     return "held" if sign * worst >= sign * limit else "uncertain"
@@ -182,6 +186,6 @@ def _concept(
     """
     if error is None or holdout_gap is None:
         return None
-    sign = 1 if greater_is_better(config.metric) else -1
+    sign = 1 if _greater_is_better(config) else -1
     gaps = sorted(sign * (error.estimate.value - end - holdout_gap) for end in interval)
     return Concept(gap=sign * (error.error - holdout_gap), low=gaps[0], high=gaps[1], drifted=gaps[0] > loss)

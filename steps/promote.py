@@ -140,7 +140,9 @@ def wanted_aliases(model: str, standing: Standing, versions: Sequence[registry.V
     return {alias: number if number in there else None for alias, number in names.items()}
 
 
-def rollback(model: str, to: int | None = None, *, why: str = "", actor: str | None = None) -> Entry:
+def rollback(
+    model: str, to: int | None = None, *, why: str = "", actor: str | None = None, expect_champion: int | None = None
+) -> Entry:
     """Make an earlier champion the champion again: ledger, aliases, `<model>:latest`.
 
     Its stored Release and its Bento are verified first.
@@ -150,20 +152,26 @@ def rollback(model: str, to: int | None = None, *, why: str = "", actor: str | N
         to: Its version; the one before the present champion when not given.
         why: The reason in a person's words.
         actor: Who does it; the user of the operating system when not given.
+        expect_champion: The champion that this was decided about; whichever there is when not given.
 
     Returns:
         The ledger's entry.
 
     Raises:
+        Conflict: The champion is another one by now; nothing was changed.
         WorkError: There is nothing to roll back to, or the version cannot be served any more; nothing was changed.
     """
     ledger = open_ledger()
+    if expect_champion is not None and (champion := ledger.champion(model)) != expect_champion:
+        raise Conflict(
+            f"v{expect_champion} of '{model}' was to be rolled back, but the champion is v{champion} by now; nothing "
+            "was changed"
+        )
     champion, target = _target(ledger, model, to)
     require_sound(model, target, ledger.history(model))
     stage(model, target)
-    entry = ledger.append(
-        "rollback", model, target, why=why, actor=actor, payload={"from": champion}, expect_champion=champion
-    )
+    payload, expected = {"from": champion}, expect_champion or champion
+    entry = ledger.append("rollback", model, target, why=why, actor=actor, payload=payload, expect_champion=expected)
     repair(model)
     return entry
 

@@ -16,6 +16,7 @@ from steps.database import writing
 from steps.resume import Order
 from steps.table import Kind, kind_of
 
+RUN: Final = "batch_run"
 _TYPES: Final[tuple[tuple[Callable[[pa.DataType], bool], Callable[[], Any]], ...]] = (
     (types.is_boolean, sa.Boolean),
     (types.is_integer, sa.BigInteger),
@@ -106,12 +107,13 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class DatabaseTable:
-    """A table of a database, which answers are added to.
+    """A table of a database, which holds the answers of many orders.
 
     Attributes:
         address: URL of the database.
         table: Name of the table.
-        run: Name of the run's folder: each order has its own, so that many may write to one table.
+        run: What the order is known by, in the table and as the name of the run's folder: each has its own, so that
+            many may write to one table.
     """
 
     address: str
@@ -126,7 +128,7 @@ class DatabaseTable:
         return home / self.run
 
     def exists(self) -> bool:
-        """Whether anything is in the way: never, answers are added to what the table holds."""
+        """Whether anything is in the way: never, an order's answers replace its own only."""
         return False
 
     def holds(self, digest: str) -> bool:
@@ -139,26 +141,46 @@ class DatabaseTable:
             return sa.inspect(connection).has_table(self.table) and _has(connection, self.table, digest)
 
     def publish(self, parts: Iterable[pa.Table], schema: pa.Schema) -> str:
-        """Add all rows in one transaction, unless the first is there already; its prediction id.
+        """Put all rows in the place of the order's earlier ones, in one transaction; the first's prediction id.
+
+        Whichever home the earlier ones came from: the table itself knows whose they are. What is there already stays.
 
         Raises:
             DataError: The database cannot be used, or refuses the rows.
         """
-        table = sa.Table(self.table, sa.MetaData(), *(_column(field) for field in schema))
+        table = sa.Table(self.table, sa.MetaData(), *(_column(field) for field in schema), _run_column())
         first = ""
         with writing(self.address, self._where) as connection:
-            table.create(connection, checkfirst=True)
+            _prepare(connection, table)
             for rows in (part.to_pylist() for part in parts if part.num_rows):
                 if not first:
                     first = str(rows[0]["prediction_id"])
                     if _has(connection, self.table, first):
-                        break
-                connection.execute(sa.insert(table), rows)
+                        return first
+                    connection.execute(sa.delete(table).where(table.c[RUN] == self.run))
+                connection.execute(sa.insert(table), [{**row, RUN: self.run} for row in rows])
+            if not first:
+                connection.execute(sa.delete(table).where(table.c[RUN] == self.run))
         return first
 
     @property
     def _where(self) -> str:
         return f"output {shown(self.address)}, table {self.table[:60]}"
+
+
+def _run_column() -> "sa.Column[Any]":
+    return sa.Column(RUN, sa.String(16), index=True)
+
+
+def _prepare(connection: sa.Connection, table: sa.Table) -> None:
+    """Make the table, or give one that is there without it the column that says whose its rows are."""
+    inspector = sa.inspect(connection)
+    if not inspector.has_table(table.name):
+        table.create(connection)
+    elif RUN not in {column["name"] for column in inspector.get_columns(table.name)}:
+        names = connection.dialect.identifier_preparer
+        kind = table.c[RUN].type.compile(connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {names.format_table(table)} ADD COLUMN {names.quote(RUN)} {kind}")
 
 
 def _column(field: pa.Field) -> "sa.Column[Any]":

@@ -16,6 +16,7 @@ from steps.quality import WEIGHTS, Check
 from steps.suite import CROSSING, FENCE, REPEATED, Wanted, as_view, run_suite, wanted
 from steps.window import Window
 
+NONE: Mapping[str, Any] = {}
 _DIGITS = 6
 
 
@@ -24,7 +25,8 @@ class ColumnQuality(BaseModel):
 
     Attributes:
         column: Its name.
-        completeness: Share of all rows that have a value; 0 of a column that vanished.
+        completeness: Share of the rows that have a value, of those of versions that read the column (1 without any);
+            0 of a column that vanished.
         in_range: Share inside the declared range or categories; None where none are declared.
         outliers: Share beyond 3 interquartile ranges from the training rows' quartiles; None where they have none.
     """
@@ -46,7 +48,7 @@ class ServedQuality(BaseModel):
         usual_volume: Median of earlier spans; None without any.
         volume_ratio: `volume` by that; None without any, or where it is 0.
         hours_since_last: From the newest answer to the window's end; None without answers.
-        completeness: Share of all cells that have a value.
+        completeness: Share of all cells that have a value, but for those of versions that do not read the column.
         compliance: Share of all cells that are of their column's type, and of a column that is there.
         columns: One each.
         score: Training's quality score applied to these rows, 0 to 100; None without rows.
@@ -85,9 +87,10 @@ def served_quality(
     """
     inputs = {name: config.columns[name] for name in config.input_names()}
     there = [name for name in inputs if name in window.inputs.columns]
-    cells = max(window.rows * len(inputs), 1)
+    unread = sum(int(mask.sum()) for mask in window.unread.values())
+    cells = max(window.rows * len(inputs) - unread, 1)
     present = int(window.inputs[there].notna().to_numpy().sum())
-    checks = served_checks(config, window.inputs) if window.rows else ()
+    checks = served_checks(config, window.inputs, window.unread) if window.rows else ()
     usual = float(np.median(volumes)) if volumes else None
     volume = window.rows - window.widened
     return ServedQuality(
@@ -97,16 +100,21 @@ def served_quality(
         volume_ratio=round(volume / usual, _DIGITS) if usual else None,
         hours_since_last=_hours(window.at[-1], window.until) if window.rows else None,
         completeness=round(present / cells, _DIGITS),
-        compliance=round(max(window.rows * len(there) - window.untyped, 0) / cells, _DIGITS),
-        columns=tuple(_column(name, column, window.inputs, summary) for name, column in inputs.items()),
+        compliance=round(max(window.rows * len(there) - unread - window.untyped, 0) / cells, _DIGITS),
+        columns=tuple(_column(name, column, window, summary) for name, column in inputs.items()),
         score=_score(checks) if checks else None,
         failed=tuple(check.key for check in checks if not check.passed)[:20],
         notes=window.notes(),
     )
 
 
-def served_checks(config: ModelConfig, frame: pd.DataFrame) -> tuple[Check, ...]:
+def served_checks(config: ModelConfig, frame: pd.DataFrame, unread: Mapping[str, Any] = NONE) -> tuple[Check, ...]:
     """Training's checks that rows without a target allow: on their number, columns, values and repetitions.
+
+    Args:
+        config: The model.
+        frame: Typed rows.
+        unread: By column, shape (n,) of bool: rows that say nothing of it. It is checked on those that lack no column.
 
     Raises:
         WorkError: Great Expectations itself failed.
@@ -119,7 +127,11 @@ def served_checks(config: ModelConfig, frame: pd.DataFrame) -> tuple[Check, ...]
     suite = [
         check for check in wanted(served, frame) if check.kind != "leakage" and check.column != config.target.column
     ]
-    return tuple(run_suite(served, [_without_target(check, inputs) for check in suite], view))
+    suite = [_without_target(check, inputs) for check in suite]
+    checks = run_suite(served, [check for check in suite if check.column not in unread], view)
+    if unread and not (lacking := np.logical_or.reduce(list(unread.values()))).all():
+        checks += run_suite(served, [check for check in suite if check.column in unread], view[~lacking])
+    return tuple(checks)
 
 
 def _without_target(check: Wanted, inputs: Mapping[str, Column]) -> Wanted:
@@ -135,10 +147,13 @@ def _score(checks: Sequence[Check]) -> float:
     return round(100 * sum(WEIGHTS[check.severity] for check in checks if check.passed) / total, 2)
 
 
-def _column(name: str, column: Column, frame: pd.DataFrame, summary: Mapping[str, Any]) -> ColumnQuality:
-    if name not in frame.columns:
+def _column(name: str, column: Column, window: Window, summary: Mapping[str, Any]) -> ColumnQuality:
+    if name not in window.inputs.columns:
         return ColumnQuality(column=name, completeness=0.0)
-    values = frame[name].dropna()
+    rows = window.inputs[name]
+    if name in window.unread:
+        rows = rows[~window.unread[name]]
+    values = rows.dropna()
     within: float | None = None
     if column.range is not None:
         within = _share(values.between(*column.range).to_numpy())
@@ -146,7 +161,7 @@ def _column(name: str, column: Column, frame: pd.DataFrame, summary: Mapping[str
         within = _share(values.isin(categories(column)).to_numpy())
     return ColumnQuality(
         column=name,
-        completeness=round(len(values) / max(len(frame), 1), _DIGITS),
+        completeness=round(len(values) / len(rows), _DIGITS) if len(rows) else 1.0,
         in_range=within,
         outliers=_outliers(values, summary.get("columns", {}).get(name, {}).get("quantiles", {})),
     )

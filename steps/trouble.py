@@ -7,6 +7,7 @@ from datetime import datetime
 from models.config import ModelConfig
 from models.errors import bounded
 from models.monitoring import CheckName
+from models.section import length
 from stacks.findings import Finding
 
 SAID_LIMIT = 200
@@ -69,7 +70,9 @@ class Counted:
 def count_windows(config: ModelConfig, history: Sequence[Finding], now: datetime) -> tuple[Counted, ...]:
     """Count for each check of `monitoring.retrain.checks`.
 
-    Of windows that share more than half of the shorter one's time the newest counts; what could not be judged is no
+    Windows of about the length that the check's schedule has count, from half to twice; others where there is none
+    such. Of windows that share more than half of the shorter one's time, from the first row that they hold, the newest
+    counts; what could not be judged is no
     window; what ends after `now` is left out. Drift of the inputs counts where the data set as a whole drifted. A check
     whose newest window ended longer ago than twice its length is no trouble any more, counted from the newest window of
     any check.
@@ -83,14 +86,23 @@ def count_windows(config: ModelConfig, history: Sequence[Finding], now: datetime
     judged = [finding for finding in reversed(history) if finding.state != "unjudged" and finding.until <= now]
     latest = max((finding.until for finding in history if finding.until <= now), default=now)
     return tuple(
-        Counted(check, _apart([f for f in judged if f.check == check], rule.windows), rule.found, latest)
-        for check in rule.checks
+        Counted(check, _apart(_usual(config, check, judged), rule.windows), rule.found, latest) for check in rule.checks
     )
 
 
 def _is_reason(finding: Finding) -> bool:
     """Whether a finding may start a training: of inputs, where the data set as a whole drifted, not a column alone."""
     return finding.state == "found" and finding.figures.get("drifted", 1.0) > 0
+
+
+def _usual(config: ModelConfig, check: CheckName, judged: Sequence[Finding]) -> list[Finding]:
+    """A check's windows of about the length that its schedule has; all where there is none such.
+
+    A look that somebody takes at the last hour says nothing against what the weeks say.
+    """
+    usual = length(config.monitoring.checks.of(check).window)
+    own = [finding for finding in judged if finding.check == check]
+    return [f for f in own if SHARED * usual <= f.until - f.since <= usual / SHARED] or own
 
 
 def _apart(findings: Sequence[Finding], most: int) -> tuple[Finding, ...]:
@@ -104,6 +116,7 @@ def _apart(findings: Sequence[Finding], most: int) -> tuple[Finding, ...]:
 
 
 def _are_one(one: Finding, other: Finding) -> bool:
-    shared = min(one.until, other.until) - max(one.since, other.since)
-    shorter = min(one.until - one.since, other.until - other.since)
+    begins = [finding.begin or finding.since for finding in (one, other)]
+    shared = min(one.until, other.until) - max(begins)
+    shorter = min(one.until - begins[0], other.until - begins[1])
     return one.until == other.until or shared > SHARED * shorter

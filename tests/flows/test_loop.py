@@ -52,6 +52,12 @@ class Hospital:
 
     def ask(self, rows: pd.DataFrame, at_once: int = 150) -> set[int]:
         """Have rows answered, and tell what was true of them afterwards; the versions that answered."""
+        told, versions = self.answered(rows, at_once)
+        self.tell(told)
+        return versions
+
+    def answered(self, rows: pd.DataFrame, at_once: int = 150) -> tuple[list[dict[str, Any]], set[int]]:
+        """Have rows answered; what is to be told of them later, and the versions that answered."""
         told, versions = [], set()
         for start in range(0, len(rows), at_once):
             some = rows.iloc[start : start + at_once]
@@ -61,10 +67,13 @@ class Hospital:
             versions.update(answer["version"] for answer in answered["predictions"])
             ids = [answer["prediction_id"] for answer in answered["predictions"]]
             told += [{"prediction_id": i, "outcome": ill} for i, ill in zip(ids, some["ill"], strict=True)]
+        return told, versions
+
+    def tell(self, told: list[dict[str, Any]]) -> None:
+        """Tell outcomes."""
         for start in range(0, len(told), MOST_ITEMS):
             status, report = self.service.ask("POST", "/outcomes", told[start : start + MOST_ITEMS])
             assert status == 200 and report["recorded"] == len(told[start : start + MOST_ITEMS]), report
-        return versions
 
     def monitor(self) -> dict[str, Any]:
         """`gauntlet monitor toy --check performance --check drift`."""
@@ -106,7 +115,12 @@ def hospital(place: Place, tmp_path: Path) -> Iterator[Hospital]:
 @pytest.mark.prove
 @pytest.mark.timeout(1800)
 def test_trouble_is_told_once_and_trained_away(hospital: Hospital, proof: Proof) -> None:
-    assert hospital.ask(people(CALM, 2, drifted=False)) == {1}
+    told, versions = hospital.answered(people(CALM, 2, drifted=False))
+    early = hospital.monitor()
+    assert versions == {1} and states(early) == {"performance": "unjudged", "drift": "held"}
+    figures = early["findings"][0]["figures"]
+    assert figures["labels"] == 0 and 0.5 < figures["estimated_roc_auc"] <= 1, "an estimate until the truth is there"
+    hospital.tell(told)
     assert states(hospital.monitor()) == {"performance": "held", "drift": "held"}
     assert hospital.messages == []
 

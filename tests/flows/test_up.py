@@ -163,6 +163,10 @@ def test_deployments_run_schedules_fire_and_a_failure_is_one(
         assert heartbeats
         prefect("deployment", "run", "monitor/toy", "--param", 'checks=["drift"]')
         assert _await(lambda: states() == [("COMPLETED", False)] * 2), states()
+        places = f"input={place.data / 'toy.csv'}", f"output={tmp_path / 'scores.csv'}"
+        prefect("deployment", "run", "predict/toy", "--param", places[0], "--param", places[1])
+        assert _await(lambda: states() == [("COMPLETED", False)] * 3), states()
+        assert (tmp_path / "scores.csv").exists()
         prefect("deployment", "run", "train/toy", "--param", "model=nosuch")
         assert _await(lambda: ("FAILED", False) in states()), states()
         joined = place.gauntlet("run", "toy")
@@ -176,7 +180,7 @@ def test_deployments_run_schedules_fire_and_a_failure_is_one(
     assert _await(lambda: not _of_home(place), 240), _of_home(place)
     assert announced_url(prefect_home) is None
     proof(
-        "make up: deployments train and watch, one fails, a schedule fires, a run joins; kill -9 leaves nothing",
+        "make up: deployments train, watch, predict, one fails, a schedule fires, a run joins; kill -9 leaves nothing",
         5,
         "seen",
     )

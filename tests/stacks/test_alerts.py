@@ -52,6 +52,18 @@ def test_an_alert_is_raised_repeated_and_over(url: str) -> None:
     assert [alert.recovered is None for alert in read_alerts(ledger, "wine")] == [False, True]
 
 
+def test_a_clock_that_ran_ahead_silences_nothing(url: str) -> None:
+    ledger = Ledger(url)
+    ahead = datetime.now(UTC) + 365 * DAY - NOW
+    assert look(ledger, ahead, notice()) == ["raised"]
+    assert look(ledger, HOUR, notice()) == ["lasting"], "it is told again, as of now"
+    assert look(ledger, 2 * HOUR, notice()) == []
+    assert look(ledger, 3 * HOUR, notice(trouble=False)) == ["recovered"]
+    assert look(ledger, ahead, notice()) == ["raised"]
+    assert look(ledger, ahead, notice(trouble=False)) == ["recovered"]
+    assert look(ledger, 4 * HOUR, notice()) == ["raised"]
+
+
 def test_a_recovery_tells_what_it_was_and_how_long(url: str) -> None:
     ledger = Ledger(url)
     look(ledger, 0 * DAY, notice())

@@ -56,6 +56,14 @@ def test_the_newest_of_each_check_is_that_of_the_newest_window(url: str) -> None
     assert newest_findings(ledger, []) == ()
 
 
+def test_a_finding_of_the_future_is_not_the_newest(url: str) -> None:
+    ledger = Ledger(url)
+    ahead = found(int((datetime.now(UTC) - NOW).days) + 365)
+    record_findings(ledger, [found(0), ahead, found(7)])
+    assert newest_findings(ledger, ["wine"]) == (found(7),)
+    assert len(read_findings(ledger, "wine")) == 3
+
+
 @pytest.mark.parametrize(
     ("figures", "metric", "others"),
     [

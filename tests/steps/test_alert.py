@@ -149,6 +149,12 @@ def test_an_empty_look_says_nothing_new(url: str) -> None:
     assert tell(config(), Findings(), response(), ledger=ledger, now=NOW) == Alerted(model="tiny")
 
 
+def test_a_finding_of_the_future_silences_none(url: str) -> None:
+    ledger, of = Ledger(url), config()
+    record_findings(ledger, [finding(state="held", after=datetime.now(UTC) + 365 * DAY - NOW)])
+    assert look(ledger, of, finding(), sinks={}).raised == ("drift",)
+
+
 def test_a_rollback_is_announced_once(url: str) -> None:
     ledger, of = Ledger(url), config()
     back = response("rollback", checks=("performance",), to=2, sequence=9)

@@ -1,6 +1,7 @@
 """Batch scoring on real Releases and both engines: answers, log, restart, bad input."""
 
 import json
+import shutil
 import signal
 import sqlite3
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
@@ -18,9 +20,11 @@ from bentos.prediction_log import is_sampled, new_id, table_of
 from bentos.release import Release
 from models.config import PredictionLogging
 from models.errors import ConfigError, DataError, WorkError
+from stacks.home import home_dir
 from stacks.ledger import Ledger, parse_url
 from steps import batch
 from steps.batch import InputChanged, predict
+from steps.publish import DatabaseTable
 from steps.resume import Order
 from tests.bentos.following import crown
 from tests.bentos.samples import config_of, frame_of, write
@@ -238,6 +242,7 @@ def test_personal_columns_leave_as_pseudonyms_unless_they_are_the_key(
 
 def test_from_a_query_into_a_table(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE", database)
+    shutil.rmtree(home_dir() / "batch", ignore_errors=True)  # of the other engine, whose order is the same
     rows = patients(230)
     engine = sa.create_engine(parse_url(database))
     rows.to_sql("patients", engine, index=False)
@@ -254,8 +259,35 @@ def test_from_a_query_into_a_table(database: str, tmp_path: Path, monkeypatch: p
         connection.execute(sa.text("DELETE FROM scores"))
     assert not predict(wanted).repeated
     pd.testing.assert_frame_equal(pd.read_sql("SELECT * FROM scores ORDER BY patient", engine), scores)
-    assert predict(wanted, force=True).rows == 230
-    assert pd.read_sql("SELECT count(*) AS n FROM scores", engine)["n"][0] == 460
+    with engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM patients WHERE patient = (SELECT min(patient) FROM patients)"))
+    assert predict(wanted, force=True).rows == 229
+    anew = pd.read_sql("SELECT * FROM scores ORDER BY patient", engine)
+    assert anew["patient"].tolist() == sorted(rows["patient"])[1:], "a corrected partition replaces itself"
+    shutil.rmtree(home_dir() / "batch")  # as another home, which remembers nothing of it
+    assert not predict(wanted).repeated
+    assert len(pd.read_sql("SELECT * FROM scores", engine)) == 229
+    other = Order(**same, query=f"{query} LIMIT 10", output="${WAREHOUSE}", table="scores")
+    assert predict(other).rows == 10
+    assert len(pd.read_sql("SELECT * FROM scores", engine)) == 239, "another partition is beside it"
+    engine.dispose()
+
+
+def test_a_table_from_before_orders_were_named_in_it_is_added_to(url: str) -> None:
+    engine = sa.create_engine(parse_url(url))
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE scores (prediction_id VARCHAR(48) PRIMARY KEY, x BIGINT)"))
+        connection.execute(sa.text("INSERT INTO scores VALUES ('old', 1)"))
+    table = DatabaseTable(url, "scores", "run-a")
+    for identity in ("new", "newer"):
+        part = pa.table({"prediction_id": [identity], "x": [2]})
+        assert table.publish([part], part.schema) == identity
+        assert table.holds(identity)
+    with engine.connect() as connection:
+        told = connection.execute(sa.text("SELECT prediction_id, batch_run FROM scores ORDER BY x")).all()
+    assert [tuple(row) for row in told] == [("old", None), ("newer", "run-a")]
+    assert table.publish([part.slice(0, 0)], part.schema) == ""
+    assert not table.holds("newer")
     engine.dispose()
 
 

@@ -94,7 +94,7 @@ def test_of_many_test_rows_a_seeded_sample_is_kept(tmp_path: Path) -> None:
     release = released(tmp_path / "r", config, rows.train, "linear_regression")
     many = pd.concat([rows.test] * (MOST // len(rows.test) + 1), ignore_index=True)
     one, two = draw_holdout(release, many), draw_holdout(release, many)
-    assert one.scores.shape == one.truth.shape == (MOST,) and one.gap(config) is None
+    assert one.scores.shape == one.truth.shape == (MOST,) and one.gap(config, ()) is None
     assert np.array_equal(one.scores, two.scores) and np.array_equal(one.truth, two.truth)
     assert draw_holdout(release, rows.test).truth.tolist() == rows.test["price"].tolist()
 

@@ -197,3 +197,32 @@ def test_a_method_that_a_column_cannot_have_is_refused(methods: dict[str, str]) 
 def test_a_column_may_have_its_own_method() -> None:
     drift = dataset_drift(config(methods={"x": "wasserstein"}), two(3_000, 1), two(500, 2))
     assert [(c.column, c.method) for c in drift.columns] == [("x", "wasserstein"), ("word", "jensenshannon")]
+
+
+def test_rows_of_a_version_that_does_not_read_a_column_say_nothing_of_it() -> None:
+    window = two(1_200, 2)
+    unread = np.arange(1_200) < 600
+    window.loc[unread, "word"] = None
+    assert dataset_drift(config(), two(3_000, 1), window).drifted_columns == ("word",)
+    read = dataset_drift(config(), two(3_000, 1), window, unread={"word": unread})
+    assert read.drifted_columns == () and found(read, "word").window_missing == 0
+    few = dataset_drift(config(), two(3_000, 1), window, unread={"word": np.arange(1_200) < 1_100})
+    word = found(few, "word")
+    assert (word.state, word.values, word.missing, few.drifted_share) == ("unread", None, None, 0.0)
+    assert DatasetDrift.model_validate_json(few.model_dump_json()) == few
+
+
+def test_what_all_training_rows_had_is_known_from_their_exact_figures() -> None:
+    """A category and missing values so rare that the reference's sample has none of them."""
+    window = two(2_000, 2)
+    window.loc[:9, "word"] = "rare"
+    window.loc[10:19, "word"] = "never"
+    assert found(dataset_drift(config(), two(3_000, 1), window), "word").named == ("rare", "never")
+    figures = {"count": 300_000, "missing": 3_000, "categories": {"a": 99_000, "b": 99_000, "c": 98_950, "rare": 50}}
+    quantiles = {"0": -5.0, "0.01": -2.5, "0.25": -0.6, "0.5": 0.0, "0.75": 0.6, "0.99": 2.5, "1": 5.0}
+    exact = {"word": figures, "x": {"count": 300_000, "missing": 0, "quantiles": quantiles}}
+    drift = dataset_drift(config(), two(3_000, 1), window, exact=exact)
+    word, x = found(drift, "word"), found(drift, "x")
+    assert (word.named, word.new_share, word.reference_missing) == (("never",), 0.005, 0.01)
+    assert word.missing is not None and word.missing.effect > 0
+    assert x.reference_quantiles == (-2.5, -0.6, 0.0, 0.6, 2.5) and len(x.window_quantiles) == 5

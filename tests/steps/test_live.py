@@ -13,14 +13,18 @@ from PIL import Image
 from stacks import runs
 from stacks.findings import record_findings
 from stacks.ledger import Ledger, database_url
+from steps import show
 from steps.document import Document, Link, Links, Part, Pictures, Section
 from steps.live import Live, gather, reigns_of
 from steps.live_plots import trend_pictures
 from steps.live_section import live_section
 from steps.markdown import to_markdown
+from steps.metrics import CLASSIFICATION
+from steps.monitor import folder_of
 from steps.page import to_html
 from steps.promote import decide
 from steps.report import report
+from steps.show import show_look
 from tests.bentos.watched import NOW, WEEK, alert, finding, watched
 from tests.steps.arena import Arena, config_of, evaluation_of, package_of
 from tests.steps.test_report import HOSTILE, Page
@@ -83,7 +87,9 @@ def test_markdown_has_tables_in_place_of_pictures(url: str) -> None:
         )
         in text
     )
-    assert "| 2026-03-02 | v2 | **0.75 (0.71 to 0.79)** | 0.77 (0.75 to 0.8) | 0.93 | 0.8 | 300 | ❌ found |" in text
+    assert (
+        "| 2026-03-02 | v2 | **0.75 (0.71 to 0.79)** | 0.77 (0.75 to 0.8) | – | 0.93 | 0.8 | 300 | ❌ found |" in text
+    )
     assert "| column | 2026-01-26 | 2026-02-02 | 2026-02-09 | 2026-02-16 | 2026-02-23 | 2026-03-02 |" in text
     assert "| ash | 0.1125 | 0.15 | 0.1875 | 0.225 | **0.2625** | **0.3** |" in text
     assert "| 2026-03-02 | 88 | 0.99 | 0.97 | 400 | 420 | ✅ held |" in text
@@ -133,6 +139,15 @@ def test_each_trend_is_a_picture_that_is_one(url: str) -> None:
     page = Page(to_html(Document("wine", "", (section,))))
     assert len(page.loads) == 6 and all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert "Drift by column and window" in page.text and "0.75 (0.71 to 0.79)" in page.text
+
+
+def test_all_metrics_of_a_binary_model_are_drawn_and_the_error_of_its_estimate_told(tmp_path: Path) -> None:
+    figures = {name: 0.5 for name in CLASSIFICATION if name != "pr_auc_macro"} | {"estimate_error": 0.0125}
+    live = _gathered(f"sqlite:///{tmp_path / 'ledger.db'}", finding(0, "performance", figures=figures))
+    (picture,) = (each for each in trend_pictures(live) if each.title == "Every metric")
+    with Image.open(io.BytesIO(picture.png)) as image:
+        assert image.height > 110 * 1.15 * 8, "a panel for each of eight beside the one that decides"
+    assert "| its error |" in _markdown(live) and "| 0.0125 |" in _markdown(live)
 
 
 @pytest.mark.parametrize(
@@ -204,10 +219,11 @@ def arena(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
         made = Arena(folder, dict(os.environ))
         made.add_versions(1)
         run_id = runs.start_run(made.model)
-        for day in ("2026-02-23", "2026-03-02"):
-            (folder / day).mkdir()
-            (folder / day / "drift page.html").write_text("<p>")
-            runs.log_files(run_id, folder / day, f"monitoring/{day}")
+        for look in ("2026-02-16/4 00", "2026-02-23/4 00", "2026-02-23/4 05", "2026-03-02/4 00"):
+            (folder / look).mkdir(parents=True)
+            (folder / look / "drift.html").write_text("<p>")
+            (folder / look / "report.html").write_text("<p>")
+            runs.log_files(run_id, folder / look, f"monitoring/{look}")
         evaluation = evaluation_of(made.model, mlflow_run_id=run_id)
         decide(config_of(made.model), evaluation, package_of(1, made.model), why="the first", actor="ada")
         ledger = Ledger(database_url())
@@ -221,22 +237,40 @@ def test_the_report_has_both_sections_and_leads_to_evidently_s_pages(arena: tupl
     text = report(made.model, form="md")
     assert text.index("## Decision") < text.index("## Live")
     assert "**v1: trouble in drift**" in text
-    newest, older = (text.index(f"- monitoring/{day}/drift page.html v1") for day in ("2026-03-02", "2026-02-23"))
+    newest, older = (
+        text.index(f"- monitoring/{look}/drift.html v1") for look in ("2026-03-02/4 00", "2026-02-23/4 05")
+    )
     assert newest < older and run_id in text
     page = Page(report(made.model))
-    assert "drift page.html" in page.text and all(load.startswith("data:image/png") for load in page.loads)
+    assert (
+        "drift.html" in page.text
+        and "report.html" not in page.text
+        and all(load.startswith("data:image/png") for load in page.loads)
+    )
 
 
 def test_where_there_is_a_server_the_pages_are_linked_without_its_password(
     arena: tuple[Arena, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, run_id = arena
-    (path, _) = runs.list_files(run_id, "monitoring", ".html")
+    path, newest = runs.list_files(run_id, "monitoring", "drift.html", 2)
+    assert newest == "monitoring/2026-03-02/4 00/drift.html"
     assert runs.address_of(run_id, path) is None
     monkeypatch.setattr(runs, "_experiment_of", lambda uri, run: "7")
     monkeypatch.setattr(runs, "tracking_uri", lambda: "https://ada:hidden@mlflow.example:5443/team/")
     address = runs.address_of(run_id, path)
-    end = f"#/experiments/7/runs/{run_id}/artifacts/monitoring/2026-02-23/drift%20page.html"
+    end = f"#/experiments/7/runs/{run_id}/artifacts/monitoring/2026-02-23/4%2005/drift.html"
     assert address == f"https://mlflow.example:5443/team/{end}"
     assert Link("page", "there", address).url == address
-    assert runs.list_files("0" * 32, "monitoring", ".html") == ()
+    assert runs.list_files("0" * 32, "monitoring", "drift.html", 2) == ()
+
+
+def test_the_report_is_kept_beside_what_a_look_saw(arena: tuple[Arena, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made, run_id = arena
+    seen = finding(0, "drift", model=made.model, version=1)
+    page = show_look(seen)
+    assert "Decision" in page and "trouble in drift" in page
+    (kept,) = runs.read_files(run_id, folder_of(seen), ".html").values()
+    assert kept.decode() == page
+    monkeypatch.setattr(show, "report", lambda _: 1 / 0)
+    assert "There is no report: ZeroDivisionError" in show_look(seen), "what was found is not lost with it"

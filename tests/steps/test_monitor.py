@@ -11,9 +11,11 @@ import pytest
 
 from models.errors import ConfigError, WorkError
 from models.monitoring import Monitoring
-from stacks.findings import Finding
+from stacks.findings import Finding, read_findings
 from stacks.ledger import Ledger
+from steps import monitor as module
 from steps.champion import Champion, champion_of
+from steps.monitor import run_checks
 from steps.watch import CHECKS, watch_of
 from tests.steps.served import answers_of, batch_of, log_batches
 from tests.steps.watching import DAY, MODEL, NOW, TARGET, arrivals, found, look, serve, tell, trained
@@ -80,6 +82,7 @@ def test_few_labels_are_unjudged_and_the_estimate_says_that_it_is_one(log: str, 
     assert finding.state == "unjudged"
     assert "60 of 700 answers have an outcome, 100 are needed; estimated roc_auc" in finding.said
     assert "no label stands behind" in finding.said and "estimated_roc_auc" in finding.figures
+    assert "drift of the target is not judged: too small: 60 rows, 500 are needed" in finding.said
     assert found(log, champion, "fairness").said.startswith("60 of 700 answers have an outcome, 100 are needed")
 
 
@@ -125,15 +128,15 @@ def test_never_served_and_an_empty_window_are_unjudged(log: str, champion: Champ
 
 
 def test_a_clock_that_was_set_back_is_told(log: str, champion: Champion) -> None:
-    serve(log, champion, arrivals(600), NOW + DAY)
+    serve(log, champion, arrivals(600), datetime.now(UTC) + DAY)
     finding = found(log, champion, "drift")
     assert finding.state == "unjudged" and finding.figures["later"] == 600
-    assert "600 answers are dated after the window's end; was a clock set back?" in finding.said
+    assert "600 answers are dated in the future; was a clock set back?" in finding.said
     serve(log, champion, arrivals(600))
     for check in ("drift", "quality"):
         finding = found(log, champion, check)
         assert (finding.state, finding.figures["later"], finding.figures["rows"]) == ("held", 600, 600)
-        assert "600 answers are dated after" in finding.said
+        assert "600 answers are dated in the future" in finding.said
 
 
 def test_drift_names_columns_that_moved_and_that_vanished(log: str, champion: Champion) -> None:
@@ -173,15 +176,19 @@ def test_quality_finds_a_low_score_and_names_what_failed(log: str, champion: Cha
 
 
 def test_volume_is_trouble_once_three_windows_before_had_any(log: str, champion: Champion) -> None:
+    schema, shadowed = champion.release.schema, arrivals(100)
+    share = np.full((100, 2), 0.5)
     for ago in (1, 2):
-        serve(log, champion, arrivals(300), NOW - ago * DAY - DAY / 2)
+        at = NOW - ago * DAY - DAY / 2
+        serve(log, champion, arrivals(300), at)
+        log_batches(log, [batch_of(schema, shadowed, answers_of(schema, share), at, variant="shadow")])
     serve(log, champion, arrivals(20))
     before = found(log, champion, "quality", window="1d")
     assert before.state == "held" and "volume_ratio" not in before.figures
     serve(log, champion, arrivals(300), NOW - 4 * DAY - DAY / 2)
     finding = found(log, champion, "quality", window="1d")
     assert (finding.state, finding.named) == ("found", ("volume",))
-    assert finding.figures["usual_volume"] == 300 and finding.figures["volume"] == 20
+    assert finding.figures["usual_volume"] == 300 and finding.figures["volume"] == 20, "a shadow answers nobody"
     assert finding.said.startswith("20 rows, 300 are usual (0.07 times; 0.2 to 5 is asked)")
     empty = found(log, champion, "quality", window="1d", at=NOW - 3 * DAY)
     assert empty.state == "unjudged", "one window before had any"
@@ -249,3 +256,63 @@ def test_checks_are_asked_in_their_order_and_all_when_none_is_named() -> None:
     assert watch_of().checks == CHECKS == watch_of(checks=CHECKS[::-1]).checks
     assert watch_of(checks=["drift", "performance", "drift"]).checks == ("performance", "drift")
     assert watch_of(at="2026-11-20T18:30+02:00").at == datetime(2026, 11, 20, 16, 30, tzinfo=UTC)
+
+
+def test_a_check_that_fails_is_unjudged_and_the_others_are_kept(
+    log: str, champion: Champion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_scene: Any) -> Any:
+        raise KeyError("a value of a row")
+
+    def refused(*_: Any) -> Any:
+        raise RuntimeError("a value of a row")
+
+    serve(log, champion, arrivals())
+    monkeypatch.setattr(module, "CHECK", {**module.CHECK, "quality": broken})
+    monkeypatch.setattr(module, "drift_page", refused)
+    looked = look(log, champion, "quality", "drift")
+    quality, drift = looked.findings
+    assert (quality.state, quality.said) == ("unjudged", "the check failed: KeyError")
+    assert (drift.state, looked.page) == ("held", "")
+
+
+def test_findings_are_in_the_database_when_mlflow_refuses(
+    log: str, champion: Champion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise WorkError("MLflow is not there")
+
+    monkeypatch.setattr(module.runs, "log_files", refused)
+    watched = replace(champion, run_id="r")
+    looked = run_checks(watched, watch_of(["drift"], at=NOW.isoformat()), log, run="this")
+    for _ in range(2):
+        with pytest.raises(WorkError):
+            module.keep(looked, watched, Ledger(log))
+    assert read_findings(Ledger(log), MODEL) == looked.findings, "once, however often it is tried"
+
+
+def test_each_look_has_a_folder_of_its_own(log: str, champion: Champion) -> None:
+    looks = [look(log, champion, "quality").findings[0] for _ in range(2)]
+    first, second = map(module.folder_of, looks)
+    assert first != second and first.startswith(f"monitoring/{NOW.date()}/")
+
+
+def test_a_widened_window_says_from_when_its_rows_are(log: str, champion: Champion) -> None:
+    serve(log, champion, arrivals(400), NOW - 10 * DAY)
+    serve(log, champion, arrivals(400))
+    finding = found(log, champion, "drift")
+    assert (finding.since, finding.begin) == (NOW - 7 * DAY, NOW - 10 * DAY)
+
+
+def test_a_promotion_that_adds_an_input_is_no_drift(log: str, champion: Champion) -> None:
+    """v1 answered until now and did not read `chol`; v2 does, and has answered a little."""
+    frame = arrivals(1_300)
+    serve(log, champion, frame[:1_200].drop(columns="chol"), NOW - DAY / 2)
+    second = replace(champion, version=2)
+    for _ in range(2):
+        findings = {f.check: f for f in look(log, second, "quality", "drift").findings}
+        assert {f.state for f in findings.values()} == {"held"}, findings
+        assert "of versions that do not read chol" in findings["drift"].said
+        assert "chol" not in findings["drift"].columns and findings["quality"].columns["chol"] > 0.7
+        serve(log, second, frame[1_200:], NOW - DAY / 4, version=2)
+    assert found(log, champion, "drift").named == ("chol",), "v1 ought to have had it"

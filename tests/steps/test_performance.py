@@ -6,7 +6,7 @@ import pytest
 
 from bentos.schema import Schema
 from models.config import Column, ModelConfig
-from steps.estimate import estimate, estimate_error
+from steps.estimate import estimate, estimate_error, measure_of
 from steps.performance import Performance, window_performance
 from steps.prediction_drift import prediction_drift, target_drift
 from steps.window import Labelled
@@ -79,10 +79,41 @@ def test_more_error_is_worse() -> None:
     assert states[1.0].limit == pytest.approx(0.861) and states[1.0].expected is None
 
 
+def missed(truth: Any, predicted: Any, probabilities: Any) -> float:
+    """A figure of the user's: the share of wrong answers; the less the better."""
+    assert probabilities is not None and set(truth) <= {"no", "yes"}
+    return float(np.mean(truth != predicted))
+
+
+def test_a_metric_of_the_user_s_own_is_judged_the_way_that_it_is_better() -> None:
+    metrics = {"missed": {"function": f"{__name__}:missed", "greater_is_better": False}}
+    model = config("missed", evaluation={"metrics": metrics})
+    told = {"model": model, "holdout": 0.22, "holdout_gap": 0.0}
+    held, lost = judged(*scored(3_000), **told), judged(*scored(3_000, flipped=0.2), **told)
+    assert (held.state, lost.state, held.limit) == ("held", "degraded", pytest.approx(0.22 * 1.05))
+    assert held.value is not None and held.value == pytest.approx(1 - held.figures["accuracy"])
+    assert held.expected is not None and held.expected.value == pytest.approx(held.value, abs=0.03)
+    assert held.concept and lost.concept and (held.concept.drifted, lost.concept.drifted) == (False, True)
+    assert lost.concept.gap == pytest.approx(lost.value - lost.expected.value, abs=0.01)
+
+
+def fails(truth: Any, predicted: Any, probabilities: Any) -> float:
+    """A figure that no rows allow."""
+    raise KeyError(truth[0])
+
+
+def test_a_metric_of_the_user_s_own_that_fails_judges_nothing() -> None:
+    model = config("fails", evaluation={"metrics": {"fails": {"function": f"{__name__}:fails"}}})
+    found = judged(*scored(500), model=model)
+    assert (found.state, found.value, found.expected) == ("too_few_labels", None, None)
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "roc_auc", "f1_macro"])
 def test_an_estimate_from_calibrated_scores_finds_the_truth(metric: str) -> None:
     scores, truth = scored(2_000, seed=3)
-    found = estimate_error(metric, (truth == "yes").astype(np.int64), scores, seed=1)
+    found = estimate_error(
+        metric, measure_of(config(metric), TWO.labels), (truth == "yes").astype(np.int64), scores, seed=1
+    )
     assert found is not None and found.labels == 2_000
     assert abs(found.error) < 0.03 and found.covered
     assert found.error == pytest.approx(found.estimate.value - found.measured)
@@ -90,9 +121,10 @@ def test_an_estimate_from_calibrated_scores_finds_the_truth(metric: str) -> None
 
 def test_an_estimate_of_accuracy_is_the_average_confidence() -> None:
     scores = np.random.default_rng(1).dirichlet(np.ones(3), 5_000)
-    found = estimate("accuracy", scores, seed=1)
+    measure = measure_of(config(), THREE.labels)
+    found = estimate("accuracy", measure, scores, seed=1)
     assert found is not None and found.value == pytest.approx(scores.max(axis=1).mean(), abs=2e-3)
-    assert estimate("accuracy", scores[:0], seed=1) is None
+    assert estimate("accuracy", measure, scores[:0], seed=1) is None
 
 
 def test_concept_drift_is_what_the_scores_did_not_expect() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from models.errors import WorkError
 from stacks import registry
-from stacks.ledger import Ledger, open_ledger
+from stacks.ledger import Conflict, Ledger, open_ledger
 from steps import promote as module
 from steps.build import bento_version
 from steps.deploy import publish, stage, store_dir
@@ -450,6 +450,19 @@ def test_rollback_returns_to_the_previous_champion(arena: Arena) -> None:
     _assert_agreed(arena, 1, None)
     rollback(arena.model, 3)
     _assert_agreed(arena, 3, 1)
+
+
+def test_a_rollback_that_another_promotion_overtook_changes_nothing(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _crown(arena, 1, 2, 3)
+    with pytest.raises(Conflict, match=r"v2 of .* was to be rolled back, but the champion is v3 by now"):
+        rollback(arena.model, 1, expect_champion=2)
+    assert open_ledger().champion(arena.model) == 3
+    monkeypatch.setattr(module, "stage", lambda model, _: open_ledger().append("promote", model, 4))
+    with pytest.raises(Conflict):
+        rollback(arena.model, 1, expect_champion=3)
+    assert open_ledger().champion(arena.model) == 4
 
 
 def test_rollback_without_anywhere_to_go(arena: Arena) -> None:

@@ -13,12 +13,13 @@ import pytest
 
 from bentos.outcomes import OutcomeItem, record
 from bentos.release import Release
+from flows import retrain
 from flows.retrain import act
 from models.config import Layer, ModelConfig, resolve
 from models.errors import WorkError
 from stacks import registry
 from stacks.findings import Finding, Findings, record_findings
-from stacks.ledger import open_ledger
+from stacks.ledger import Conflict, open_ledger
 from steps.caching import parameter
 from steps.deploy import publish
 from steps.families import build_pipeline
@@ -146,6 +147,17 @@ def test_a_champion_below_its_floor_gives_way_to_one_that_does_better(
     assert registry.aliases(arena.model)["champion"] == 1
     with pytest.raises(WorkError, match=r"v2 of .* was to be rolled back, but the champion is v1 by now"):
         act(parameter(config.model_dump(mode="json")), response)
+
+
+def test_one_that_was_promoted_after_the_decision_is_not_rolled_back(
+    arena: Arena, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crown(arena, made["sound"], made["shuffled"])
+    decided = Response(model=arena.model, version=2, decision="rollback", why="below its floor", to=1, budget_left=4)
+    monkeypatch.setattr(retrain, "repair_first", lambda model: open_ledger().append("promote", model, 3))
+    with pytest.raises(Conflict, match="the champion is v3 by now"):
+        retrain.act("{}", decided)
+    assert open_ledger().champion(arena.model) == 3
 
 
 def test_one_that_is_no_better_stays_where_it_is(arena: Arena, url: str, made: dict[str, Path]) -> None:

@@ -15,6 +15,7 @@ from stacks.ledger import Entry, Ledger, open_ledger
 from steps.respond import LOOP, decide, note_failure, respond_to
 from steps.response import Response
 from steps.trainings import reference, trainings_of
+from steps.trouble import count_windows
 from tests.steps.arena import config_of, say, start_script
 
 NOW = datetime(2026, 3, 2, 4, tzinfo=UTC)
@@ -125,6 +126,24 @@ def test_windows_that_share_more_than_half_of_their_time_count_once(ledger: Ledg
     response = look(daily)
     assert (response.decision, "found in the one window that there is" in response.why) == ("watch", True)
     assert look([found(NOW - 4 * DAY)]).decision == "retrain", "three of seven days are shared"
+
+
+def test_windows_that_were_widened_to_the_same_rows_count_once() -> None:
+    """A bad week in five: each of the windows after it was widened back to it."""
+    widened = [found(NOW - n * WEEK, begin=NOW - 4 * WEEK) for n in reversed(range(3))]
+    (drift,) = (each for each in count_windows(watched(), widened, NOW) if each.check == "drift")
+    assert (len(drift.windows), drift.is_trouble) == (1, False)
+    (drift,) = (each for each in count_windows(watched(), weeks("fff"), NOW) if each.check == "drift")
+    assert (len(drift.windows), drift.is_trouble) == (3, True)
+
+
+def test_a_short_look_stands_for_no_week() -> None:
+    short = [found(NOW + timedelta(hours=1), "held", days=0.5)]
+    now = NOW + timedelta(hours=1)
+    (drift,) = (each for each in count_windows(watched(), weeks("fff") + short, now) if each.check == "drift")
+    assert (len(drift.windows), drift.is_trouble) == (3, True)
+    (drift,) = (each for each in count_windows(watched(), short, now) if each.check == "drift")
+    assert len(drift.windows) == 1, "where there is no other it is all that is known"
 
 
 def test_of_windows_that_are_one_the_newest_counts(ledger: Ledger) -> None:

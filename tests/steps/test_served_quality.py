@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from steps.served_quality import ServedQuality, served_quality
 from steps.window import Window
@@ -31,6 +30,7 @@ def window(rows: int = 300, **fields: Any) -> Window:
         "at": np.full(rows, newest),
         "versions": np.ones(rows, dtype=np.int64),
         "scores": np.zeros((rows, 2)),
+        "bad": np.zeros(rows, dtype=np.int64),
     }
     return Window(since=NOW - timedelta(days=7), until=NOW, **{**given, **fields})
 
@@ -52,7 +52,7 @@ def test_faults_are_counted_where_they_are() -> None:
     frame.loc[:59, "x"] = np.nan
     frame.loc[60:71, "x"] = 99.0
     frame.loc[:29, "word"] = "d"
-    found = served_quality(CONFIG, replace(broken, inputs=frame, untyped=6), SUMMARY)
+    found = served_quality(CONFIG, replace(broken, inputs=frame, bad=np.eye(1, 300, dtype=np.int64)[0] * 6), SUMMARY)
     x, word = found.columns
     assert (x.completeness, x.in_range, x.outliers) == (0.8, 0.95, 0.05)
     assert (word.completeness, word.in_range) == (1.0, 0.9)
@@ -77,4 +77,18 @@ def test_an_empty_window_has_no_score() -> None:
 
 
 def test_rows_that_a_window_was_widened_by_are_no_volume() -> None:
-    assert served_quality(CONFIG, window(widened=250), SUMMARY).volume == pytest.approx(50)
+    sound = window()
+    widened = replace(sound, at=np.concatenate([sound.at[:250] - np.timedelta64(30, "D"), sound.at[250:]]))
+    assert served_quality(CONFIG, widened, SUMMARY).volume == 50
+
+
+def test_rows_of_a_version_that_does_not_read_a_column_say_nothing_of_it() -> None:
+    mixed = window()
+    unread = np.arange(300) < 200
+    lacking = replace(mixed, inputs=mixed.inputs.assign(word=mixed.inputs["word"].mask(unread)))
+    found = served_quality(CONFIG, replace(lacking, unread={"word": unread}), SUMMARY)
+    assert (found.score, found.completeness, found.compliance, found.columns[1].completeness) == (100.0, 1.0, 1.0, 1.0)
+    assert "200 of 300 rows are of versions that do not read word" in found.notes
+    assert served_quality(CONFIG, lacking, SUMMARY).completeness < 1
+    none = replace(mixed, inputs=mixed.inputs.assign(word=None), unread={"word": np.ones(300, bool)})
+    assert served_quality(CONFIG, none, SUMMARY).score == 100.0

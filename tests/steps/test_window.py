@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -77,10 +79,19 @@ def test_an_empty_window_says_so(url: str) -> None:
 
 
 def test_a_clock_that_went_back_is_noticed(url: str) -> None:
-    log_batches(url, [week(0, 20), week(-2, 5)])
+    ahead = batch_of(SCHEMA, rows(5), answers_of(SCHEMA, scores(5)), datetime.now(UTC) + timedelta(days=1))
+    log_batches(url, [week(0, 20), ahead])
     window = read_window(url, SCHEMA, NOW, WEEK, least=10)
     assert (window.rows, window.later) == (20, 5)
-    assert "5 answers are dated after the window's end" in window.notes()[0]
+    assert "5 answers are dated in the future; was a clock set back?" in window.notes()
+
+
+def test_what_is_answered_while_a_look_lasts_is_no_sign_of_a_wrong_clock(url: str) -> None:
+    began = datetime.now(UTC) - timedelta(minutes=20)
+    since = batch_of(SCHEMA, rows(5), answers_of(SCHEMA, scores(5)), began + timedelta(minutes=1))
+    log_batches(url, [since])
+    window = read_window(url, SCHEMA, began, WEEK, least=1)
+    assert (window.rows, window.later, window.notes()) == (0, 0, ("nothing was answered",))
 
 
 def test_a_column_that_no_row_has_is_left_out(url: str) -> None:
@@ -124,3 +135,29 @@ def test_of_two_outcomes_the_first_counts_and_future_and_unfit_ones_are_counted(
     assert (labelled.rows.tolist(), labelled.truth.tolist()) == ([0], ["yes"])
     assert (labelled.contradicted, labelled.later, labelled.unfit) == (1, 1, 1)
     assert join(SCHEMA, window, (), NOW).rows.tolist() == []
+
+
+def test_what_another_version_does_not_read_is_not_missing(url: str) -> None:
+    """v1 read x alone; v2, the champion, reads a word as well, which its newest batch lacks."""
+    old = batch_of(SCHEMA, rows(30).drop(columns="word"), answers_of(SCHEMA, scores(30)), NOW - WEEK / 2)
+    new = batch_of(SCHEMA, rows(20), answers_of(SCHEMA, scores(20)), NOW - WEEK / 4, version=2)
+    lost = batch_of(SCHEMA, rows(10).drop(columns="word"), answers_of(SCHEMA, scores(10)), NOW - WEEK / 8, version=2)
+    log_batches(url, [old])
+    before = read_window(url, SCHEMA, NOW, WEEK, least=10, version=2)
+    assert before.inputs["word"].isna().all() and before.unread["word"].all(), "v2 has answered nothing yet"
+    log_batches(url, [new, lost])
+    window = read_window(url, SCHEMA, NOW, WEEK, least=10, version=2)
+    assert window.unread.keys() == {"word"} and window.unread["word"].tolist() == [True] * 30 + [False] * 30
+    assert "30 of 60 rows are of versions that do not read word" in window.notes()
+    assert window.take(window.of_version(2)).unread == {}
+    assert read_window(url, SCHEMA, NOW, WEEK / 3, least=10, version=2).unread == {}
+
+
+def test_untyped_cells_of_rows_that_were_cut_away_do_not_count(url: str) -> None:
+    bad = week(1, 40)
+    content = json.loads(bad.content)
+    content["inputs"] = [["no number", word] for _, word in content["inputs"][:20]] + content["inputs"][20:]
+    log_batches(url, [replace(bad, content=json.dumps(content).encode()), week(0, 20)])
+    assert read_window(url, SCHEMA, NOW, WEEK, least=40).untyped == 0
+    assert read_window(url, SCHEMA, NOW, WEEK, least=45).untyped == 5
+    assert read_window(url, SCHEMA, NOW, WEEK, least=60).untyped == 20
