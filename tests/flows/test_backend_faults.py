@@ -56,12 +56,19 @@ class Bucket:
     shaky: int = 0
     refused: int = 0
     _asked: int = 0
+    _refused_once: set[tuple[str, ...]] = field(default_factory=set)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         with self._guard:
             self._asked += 1
-            refuse = self.broken or bool(self.shaky and self._asked % self.shaky == 0)
+            asked = (environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
+            # Beside others that ask at the same time, one request may meet every refusal, however often it tries again.
+            shakes = bool(self.shaky) and self._asked % self.shaky == 0 and asked not in self._refused_once
+            self._refused_once.discard(asked)
+            if shakes:
+                self._refused_once.add(asked)
+            refuse = self.broken or shakes
             self.refused += refuse
         time.sleep(self.delay)
         if not refuse:
