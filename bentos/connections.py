@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEAD: Final = 64 * 2**10  # bytes of request line and headers
 MAX_HEADERS: Final = 100
 HEAD_SECONDS: Final = 10.0
-BODY_SECONDS: Final = 20.0  # well below the time after which BentoML answers 504, whatever is missing
+BODY_SECONDS: Final = 25.0  # below the time after which BentoML answers 504, above that in which a service drains
 CUT_OFF: Final = "gauntlet.cut_off"
 
 _SAID: Final = {

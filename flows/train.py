@@ -141,7 +141,8 @@ def _train(model: str, source: str | None, overrides: Sequence[str], why: str, a
     registry.initialise()
     for line in repair(model):
         LOG.warning("repaired: %s", line)
-    champion = open_ledger().champion(model)
+    ledger = open_ledger()
+    champion, tip = ledger.champion(model), ledger.tip(model)
     digest = source_digest(config, used)
     trained = finished(
         train_pipeline.with_options(run_name=f"train-{model}-{{date}}-{{time}}", tags=[model])(
@@ -158,7 +159,6 @@ def _train(model: str, source: str | None, overrides: Sequence[str], why: str, a
         flow_run=str(flow_run.id) if suspends(config) else None,
     )
     whole = parameter(config.model_dump(mode="json"))
-    tip = open_ledger().tip(model)
     released = run_release(model, whole, output(trained, "evaluate"), output(trained, "package"), asked)
     wake_superseded(model, tip)
     result = _result(config, used, stack, trained, released, time.monotonic() - started)

@@ -68,7 +68,7 @@ def lasting_address(prefect_home: Path, url: str | None) -> str:
     home = prefect_home.absolute()
     record = _Record.read(home)
     own = (None, record.url if record else None, announced_url(home))
-    return str(home) if url in own or configured_url(home) is None else without_credentials(str(url))
+    return str(home) if url in own else without_credentials(str(url))
 
 
 def require_answer(prefect_home: Path, seconds: float = 5.0) -> None:

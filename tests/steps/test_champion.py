@@ -17,7 +17,7 @@ from stacks.ledger import Ledger, open_ledger
 from steps.champion import Champion, champion_of
 from steps.evaluate import Evaluation, evaluate_release, record
 from steps.holdout import HOLDOUT, MOST, Holdout, draw_holdout, read_holdout, write_holdout
-from steps.monitor import keep, run_checks
+from steps.monitor import folder_of, keep, run_checks
 from steps.performance import Performance
 from steps.promote import decide
 from steps.register import register_release
@@ -118,7 +118,7 @@ def test_a_look_is_kept_once_in_the_database_and_in_the_run(champion: Champion, 
     assert keep(again, champion, ledger) == looked.findings == read_findings(ledger, MODEL), "a step tried again"
     other = replace(looked, findings=tuple(f.model_copy(update={"run": "two"}) for f in looked.findings))
     assert len(keep(other, champion, ledger)) == 2 and len(read_findings(ledger, MODEL)) == 4, "two monitors at once"
-    files = runs.read_files(champion.run_id, f"monitoring/{looked.findings[0].until.date()}", "")
+    files = runs.read_files(champion.run_id, folder_of(looked.findings[0]), "")
     assert set(files) == {
         "performance.json",
         "performance_detail.json",
