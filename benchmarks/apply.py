@@ -1,6 +1,6 @@
 """A second `gauntlet stack apply local`, which has nothing to change, beside the bare import of ZenML's client.
 
-The issue allows five seconds. Both are started as processes, in turn, in a home of their own.
+The limit is five seconds. Both are started as processes, in turn, in a home of their own.
 """
 
 import argparse

@@ -105,7 +105,8 @@ def _bury_dead() -> None:
             _write(LastRun(facts["model"], facts["at"], "crashed", reason, facts["flow_run_id"]))
         try:
             with prefect_api():
-                if facts.get("prefect", here := prefect_address()) != here:
+                here = prefect_address()
+                if facts.get("prefect", here) != here:
                     return False
                 mark_crashed(UUID(facts["flow_run_id"]), reason)
         except LookupError:
