@@ -142,8 +142,10 @@ def test_sigterm_answers_what_was_accepted_and_refuses_what_comes(bento: Path, b
 @pytest.mark.prove
 def test_what_never_completes_does_not_hold_the_end_up_after_ctrl_c(bento: Path, body: bytes, tmp_path: Path) -> None:
     with answering(bento, tmp_path) as service, half_asked(service, body):
+        begun = time.monotonic()
         service.supervisor.send_signal(signal.SIGINT)
         service.supervisor.wait(240)
+        assert 15 < time.monotonic() - begun < 30
         assert "1 requests are given up" in service.log.read_text()
 
 
