@@ -5,6 +5,7 @@ standard error. When input closes the lane ends, also in the middle of a model: 
 """
 
 import gc
+import importlib
 import json
 import logging
 import os
@@ -14,17 +15,16 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 from uuid import UUID
 
 from flows.console import STARTED
+from flows.lanes import GRACE_SECONDS
 from flows.run import own_error, use_prefect
 from models.errors import GauntletError, bounded
-from stacks.active import use_stack
 from stacks.home import use_home
 
-GRACE_SECONDS = 5.0
 TAG = "train-all"
 
 
@@ -88,7 +88,10 @@ def _telling_steps(answers: _Answers) -> Iterator[None]:
 
 
 def prepare() -> None:
-    """Make what all runs share, once: the first use of ZenML's, MLflow's and the ledger's databases is not for two."""
+    """Make what all runs share, once: the first use of ZenML's, MLflow's and the ledger's databases is not for two.
+
+    None of it asks Prefect, whose server may still be starting.
+    """
     from stacks import registry
     from stacks.ledger import open_ledger
     from stacks.stack_file import ensure_active
@@ -134,12 +137,18 @@ def main() -> int:
     orders = _Orders()
     try:
         home = use_home()
-        use_stack()
-        with use_prefect(home), _telling_steps(answers):
+        # What the stack carries is in this process's environment; the first lane may be making ZenML's database.
+        importlib.import_module("flows.train")
+        with ExitStack() as session:
+            session.enter_context(_telling_steps(answers))
             for number, order in enumerate(orders):
+                if prefect := order.get("prefect"):
+                    os.environ |= prefect
+                    session.enter_context(use_prefect(home))
+                    continue
                 done = _work(order, answers)
                 gc.collect()
-                if number < 2:
+                if number < 3:
                     # What the imports made, those of the first model's steps too, is never garbage.
                     gc.freeze()
                 answers.say(done=done)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.console import err, out, quiet_home, speaks, use_logging
+from flows.lanes import how_many, started_ahead
 from flows.retire import repair_first
-from models.config import Logging, load_model, parse_set
+from models.config import Logging, load_model, model_names, parse_set
 from models.errors import ConfigError, GauntletError, WorkError
 from stacks.active import use_stack
 from stacks.home import use_home
@@ -65,7 +66,8 @@ def run_all(
     parse_set(settings)
     home = quiet_home()
     current_actor()
-    with use_prefect(home, "flows.train_all"):
+    _require_room(home)
+    with started_ahead(how_many(limit, len(model_names()))), use_prefect(home, "flows.train_all"):
         from flows.train_all import ModelsFailed, train_all
 
         use_logging(Logging())

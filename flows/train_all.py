@@ -1,7 +1,6 @@
 """The Prefect flow `train-all`: every model, a few at a time; one that fails stops no other."""
 
 import contextvars
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,10 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
 from flows.all_view import Watch, watching
-from flows.lanes import Lane, LaneLost, Order
+from flows.lanes import Lane, LaneLost, Order, close_all, how_many, new_lane
 from models.config import model_names, models_dir
 from models.errors import ConfigError, GauntletError, WorkError, bounded, guess
+from stacks.active import use_stack
 
 VERDICTS = ("promoted", "kept", "rejected", "pending")
 SHOWN = ("version", "verdict", "reason", "champion", "metric", "zenml_run_id", "mlflow_run_id", "bento")
@@ -66,10 +66,11 @@ def train_all(
         ModelsFailed: All were tried and some failed; it carries the report.
     """
     started = time.monotonic()
+    use_stack()
     names = _wanted(models)
     if limit is not None and limit < 1:
         raise ConfigError(f"a limit of {limit} models at a time lets none run; give one or more")
-    lanes = min(limit or os.cpu_count() or 1, len(names))
+    lanes = how_many(limit, len(names))
     order = Order("", source, list(overrides or []), why, actor, "")
     with watching(len(names)) as watch:
         results = _Crew(str(flow_run.id), order, watch).train(names, lanes)
@@ -152,15 +153,13 @@ class _Crew:
             return lane
         if lane:
             lane.close()
-        shown = PREFECT_UI_URL.value()
-        env = {**os.environ, **({"PREFECT_UI_URL": shown} if shown else {})}
-        if url := PREFECT_API_URL.value():
-            env["PREFECT_API_URL"] = url
+        settings = (PREFECT_API_URL, PREFECT_UI_URL)
+        prefect = {setting.name: str(setting.value()) for setting in settings if setting.value()}
         with self._guard:
             if self._closed:
                 raise WorkError("interrupted")
             try:
-                lane = self._lanes[number] = Lane(env)
+                lane = self._lanes[number] = new_lane(prefect)
             except OSError as error:
                 raise WorkError(f"no process to train in could be started: {error.strerror}") from error
         return lane
@@ -171,11 +170,7 @@ class _Crew:
             self._waiting.clear()
             lanes = list(self._lanes.values())
             self._lanes.clear()
-        enders = [threading.Thread(target=lane.close) for lane in lanes]
-        for ender in enders:
-            ender.start()
-        for ender in enders:
-            ender.join()
+        close_all(lanes)
 
     def _next(self) -> str | None:
         with self._guard:

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from flows import train_all
+from flows import lanes, train_all
 from flows.all_view import Watch
 from flows.lanes import Lane, LaneLost, Order
 from models.errors import WorkError
@@ -23,7 +23,11 @@ class Once:
     def __init__(self, _: Mapping[str, str]) -> None:
         self.used_up = False
 
+    def begin_to_prepare(self) -> None: ...
+
     def prepare(self) -> None: ...
+
+    def join(self, _: Mapping[str, str]) -> None: ...
 
     def train(self, order: Order, _: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
         self.used_up = True
@@ -32,12 +36,12 @@ class Once:
     def close(self) -> None: ...
 
 
-def trained(monkeypatch: pytest.MonkeyPatch, lane: Callable[[Mapping[str, str]], Lane], lanes: int) -> dict[str, Any]:
+def trained(monkeypatch: pytest.MonkeyPatch, lane: Callable[[Mapping[str, str]], Lane], count: int) -> dict[str, Any]:
     """What became of three models: the verdict, or the error."""
-    monkeypatch.setattr(train_all, "Lane", lane)
+    monkeypatch.setattr(lanes, "Lane", lane)
     monkeypatch.setattr(train_all, "_placeholder", lambda *_: "0")
     crew = train_all._Crew("0", Order("", None, [], "", None, ""), cast(Watch, Silent()))
-    return {one["model"]: one["verdict"] or one["error"] for one in crew.train(["a", "b", "c"], lanes)}
+    return {one["model"]: one["verdict"] or one["error"] for one in crew.train(["a", "b", "c"], count)}
 
 
 def test_a_lane_that_cannot_be_replaced_fails_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,3 +83,34 @@ def test_a_lane_that_is_lost_while_it_prepares_is_replaced_once(monkeypatch: pyt
     losses = iter([LaneLost("gone")] * 2)
     with pytest.raises(WorkError, match="gone"):
         trained(monkeypatch, cast(Any, Lost), 2)
+
+
+def test_lanes_that_are_started_ahead_are_the_first_to_train_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    class Told(Once):
+        def __init__(self, env: Mapping[str, str]) -> None:
+            super().__init__(env)
+            self.said: list[str] = []
+            made.append(self)
+
+        def begin_to_prepare(self) -> None:
+            self.said.append("prepare")
+
+        def join(self, _: Mapping[str, str]) -> None:
+            self.said.append("join")
+
+        def train(self, order: Order, tell: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+            self.said.append("train")
+            return super().train(order, tell)
+
+        def close(self) -> None:
+            self.said.append("close")
+
+    monkeypatch.setattr(lanes, "Lane", Told)
+    with lanes.started_ahead(4):
+        made[1].used_up = True  # it died
+        assert trained(monkeypatch, cast(Any, Told), 1) == dict.fromkeys("abc", "promoted")
+    whole = ["join", "train", "close"]
+    assert [one.said for one in made] == [["prepare", *whole], ["close"], whole, whole]
+    assert not lanes._ahead
