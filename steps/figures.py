@@ -86,17 +86,19 @@ class Classified:
 
     def _areas(self, code: int, counts: Array) -> tuple[Array, Array]:
         """ROC-AUC and PR-AUC (average precision) of a class against the rest, both of shape (r,)."""
-        order, ends = self._orders[code]
-        drawn = counts[:, order]
-        below, hits = np.cumsum(drawn, axis=1), np.cumsum(drawn * (self.truth[order] == code), axis=1)
-        below, hits = below[:, ends], hits[:, ends]
-        each, positive = np.diff(below, prepend=0.0), np.diff(hits, prepend=0.0)
+        ranked = self._ranks[code]
+        drawn = np.take(counts, ranked.order, axis=1)
+        own = np.take(drawn, ranked.positive, axis=1)
+        below, hits = _before(drawn), _before(own)
         rows, positives = below[:, -1], hits[:, -1]
+        missed = np.take(hits, ranked.first_hit, axis=1)
+        others = np.take(below, ranked.first, axis=1) - missed
+        until = np.take(below, ranked.end, axis=1) - np.take(hits, ranked.end_hit, axis=1)
         # Of two rows with one score, either may come first: they count a half.
-        before = np.sum(positive * (below - hits - (each - positive) / 2), axis=1)
-        area = _share(before, positives * (rows - positives))
-        at_least, found = rows[:, None] - below + each, positives[:, None] - hits + positive
-        return area, _share(np.sum(positive * found / np.maximum(at_least, 1), axis=1), positives)
+        area = _share(np.sum(own * (others + until), axis=1) / 2, positives * (rows - positives))
+        found = positives[:, None] - missed
+        at_least = found + (rows - positives)[:, None] - others
+        return area, _share(np.sum(own * found / np.maximum(at_least, 1), axis=1), positives)
 
     @cached_property
     def _sums(self) -> Array:
@@ -110,13 +112,30 @@ class Classified:
         return np.hstack(columns).astype(np.float64)
 
     @cached_property
-    def _orders(self) -> list[tuple[Array, Array]]:
-        """By class: cells in the order of its score, and where in that order each run of equal scores ends."""
-        orders = [np.argsort(column, kind="stable") for column in self.scores.T]
-        return [
-            (order, np.flatnonzero(np.diff(column[order], append=np.inf)))
-            for order, column in zip(orders, self.scores.T, strict=True)
-        ]
+    def _ranks(self) -> list["_Ranks"]:
+        """By class: its cells among all in the order of its score."""
+        return [_ranked(column, self.truth == code) for code, column in enumerate(self.scores.T)]
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """Where the cells of one class are in the order of their score: of many classes a small part of all cells.
+
+    Attributes:
+        order: Shape (c,): all cells, the lowest score first.
+        positive: Shape (p,): places in that order of the cells of the class.
+        first: Shape (p,): place at which each one's run of equal scores begins.
+        end: Shape (p,): place after that run.
+        first_hit: Shape (p,): how many of `positive` lie before `first`.
+        end_hit: Shape (p,): how many before `end`.
+    """
+
+    order: Array
+    positive: Array
+    first: Array
+    end: Array
+    first_hit: Array
+    end_hit: Array
 
 
 @dataclass(frozen=True)
@@ -177,6 +196,22 @@ def estimated(truth: Array, predicted: Array, group: Grouping = cells) -> Estima
     strata = np.zeros(len(truth), dtype=np.int64)
     grouped = group(strata, np.stack((errors, centred), axis=1))
     return Estimated(grouped, grouped.mean(np.stack((np.abs(errors), errors**2, centred, centred**2), axis=1)))
+
+
+def _ranked(scores: Array, of_class: Array) -> _Ranks:
+    order = np.argsort(scores, kind="stable")
+    begins = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    positive = np.flatnonzero(of_class[order])
+    run = np.searchsorted(begins, positive, side="right") - 1
+    first, end = begins[run], np.append(begins[1:], len(order))[run]
+    return _Ranks(order, positive, first, end, np.searchsorted(positive, first), np.searchsorted(positive, end))
+
+
+def _before(counts: Array) -> Array:
+    """Of counts, shape (r, c), how many come before each place and before the end: shape (r, c + 1)."""
+    before = np.zeros((len(counts), counts.shape[1] + 1))
+    np.cumsum(counts, axis=1, out=before[:, 1:])
+    return before
 
 
 def _share(part: Array, whole: Array) -> Array:
