@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from models.errors import DataError
+from steps.metrics import ECE_BINS, calibration_gaps, row_losses
 
 Array = np.ndarray[Any, Any]
 Score = Callable[[Array], Array]
 """Counts, shape (times, cells), to the figure of each time, shape (times,); NaN where it is not defined."""
 
 BY_LABEL = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted")
-COUNTED = (*BY_LABEL, "roc_auc", "pr_auc", "log_loss", "brier", "mae", "rmse", "r2")
 
 
 def score_labels(name: str, truth: Array, predicted: Array, classes: int) -> Score:
@@ -58,6 +58,11 @@ def score_rows(name: str, truth: Array, answered: Array) -> Score:
         classes = [1] if answered.shape[1] == 2 else range(answered.shape[1])
         areas = [_area(truth == code, answered[:, code]) for code in classes]
         return lambda counts: _defined_mean([area(counts) for area in areas])
+    if name == "pr_auc_macro":
+        precisions = [_average_precision(truth == code, column) for code, column in enumerate(answered.T)]
+        return lambda counts: _defined_mean([precision(counts) for precision in precisions])
+    if name == "ece":
+        return _calibration(truth, answered)
     if name in ("rmse", "r2"):
         return _of_squares(name, truth, answered)
     losses = _losses(name, truth, answered)
@@ -67,13 +72,15 @@ def score_rows(name: str, truth: Array, answered: Array) -> Score:
 def _losses(name: str, truth: Array, answered: Array) -> Array:
     if name == "mae":
         return np.abs(answered - truth)
-    if name == "log_loss":
-        given = np.where(truth >= 0, answered[np.arange(len(truth)), np.maximum(truth, 0)], 0.0)
-        return -np.log(np.clip(given, np.finfo(np.float64).eps, 1.0))
-    if name == "brier":
-        squares = np.sum((answered - (truth[:, None] == np.arange(answered.shape[1]))) ** 2, axis=1) + (truth < 0)
-        return squares / (2 if answered.shape[1] == 2 else 1)
+    if name in ("log_loss", "brier"):
+        return row_losses(truth, answered)[name == "brier"]
     raise DataError(f"metric '{name}' has no paired bootstrap")
+
+
+def _calibration(truth: Array, answered: Array) -> Score:
+    bins, gaps = calibration_gaps(truth, answered)
+    by_bin = gaps[:, None] * (bins[:, None] == np.arange(ECE_BINS))
+    return lambda counts: np.abs(counts @ by_bin).sum(axis=1) / counts.sum(axis=1)
 
 
 def _of_squares(name: str, truth: Array, answered: Array) -> Score:

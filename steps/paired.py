@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from bentos.release import Answers
 from models.config import ModelConfig
 from models.errors import DataError
-from steps.counted import BY_LABEL, COUNTED, Score, score_labels, score_rows
-from steps.metrics import compute_metrics, greater_is_better
+from models.judgement import OwnMetric
+from steps.counted import BY_LABEL, Score, score_labels, score_rows
+from steps.metrics import greater_is_better
+from steps.own import own_metric
 
 Array = np.ndarray[Any, Any]
 
@@ -130,10 +132,11 @@ class _Cells:
 
 def _cells(config: ModelConfig, labels: Sequence[str], truth: Array, champion: Answers, challenger: Answers) -> _Cells:
     name, known = config.metric, pd.Index(labels)
-    if name not in COUNTED:
+    if (own := config.evaluation.metrics.get(name)) is not None:
+        truth = truth if labels else np.asarray(truth, dtype=np.float64)
 
         def by_function(at: Array) -> tuple[Score, Score]:
-            one, other = (_recomputed(config, labels, truth[at], _taken(a, at)) for a in (champion, challenger))
+            one, other = (_recomputed(name, own, truth[at], _taken(a, at)) for a in (champion, challenger))
             return one, other
 
         return _Cells(np.ones(len(truth), dtype=np.int64), by_function)
@@ -159,17 +162,19 @@ def _cells(config: ModelConfig, labels: Sequence[str], truth: Array, champion: A
     return _Cells(np.ones(len(truth), dtype=np.int64), by_rows)
 
 
-def _recomputed(config: ModelConfig, labels: Sequence[str], truth: Array, answers: Answers) -> Score:
-    """A figure that counts do not give, the user's own for example: computed anew from the rows of each draw."""
+def _recomputed(name: str, own: OwnMetric, truth: Array, answers: Answers) -> Score:
+    """A figure of the user's own, which counts do not give: computed anew from the rows of each draw."""
 
     def score(counts: Array) -> Array:
         return np.array([once(np.repeat(np.arange(len(truth)), drawn)) for drawn in counts.astype(np.int64)])
 
     def once(drawn: Array) -> float:
+        told = _taken(answers, drawn)
         try:
-            return compute_metrics(config, labels, truth[drawn], _taken(answers, drawn))[config.metric]
+            value = own_metric(name, own, truth[drawn], told.values, told.probabilities)
         except DataError:
             return math.nan
+        return math.nan if value is None else value
 
     return score
 

@@ -13,8 +13,9 @@ from steps.paired import mcnemar, paired_difference
 from tests.steps.arena import config_of
 
 LABELS = ("a", "b", "c")
-MANY = ("roc_auc", "log_loss", "brier")
-OTHERS = (*MANY, "pr_auc")
+BOTH = ("roc_auc", "log_loss", "brier", "ece")
+OTHERS = (*BOTH, "pr_auc")
+MANY = (*BOTH, "pr_auc_macro")
 
 
 def classifier(metric: str, classes: int) -> ModelConfig:
@@ -163,3 +164,23 @@ def test_a_figure_of_the_user_s_own_is_compared_as_the_same_shipped_one() -> Non
     shipped = paired_difference(classifier("accuracy", 2), LABELS[:2], truth, champion, challenger)
     assert mine.estimate == pytest.approx(shipped.estimate)
     assert (mine.low, mine.high) == pytest.approx((shipped.low, shipped.high), abs=0.01)
+
+
+ASKED: list[int] = []
+
+
+def unasked(truth: Any, predicted: Any, probabilities: Any) -> float:
+    ASKED.append(len(truth))
+    return 0.0
+
+
+def test_of_the_user_s_figures_only_the_deciding_one_is_computed_anew_for_each_resample() -> None:
+    truth, champion, challenger = example(100, 2)
+    own = {
+        name: {"function": f"{__name__}:{function}"} for name, function in (("right", "share_right"), ("b", "unasked"))
+    }
+    config = config_of(
+        metric="right", target={"column": "y", "labels": list(LABELS[:2])}, gates={}, evaluation={"metrics": own}
+    )
+    paired_difference(config, LABELS[:2], truth, champion, challenger)
+    assert ASKED == []
