@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import DataError
+from steps.figures import AREAS, ranked
 from steps.metrics import ECE_BINS, calibration_gaps, row_losses
 
 Array = np.ndarray[Any, Any]
@@ -52,15 +53,10 @@ def score_rows(name: str, truth: Array, answered: Array) -> Score:
     Raises:
         DataError: It cannot be computed from counts.
     """
-    if name == "pr_auc":
-        return _average_precision(truth == 1, answered[:, 1])
-    if name == "roc_auc":
+    if name in AREAS:
         classes = [1] if answered.shape[1] == 2 else range(answered.shape[1])
-        areas = [_area(truth == code, answered[:, code]) for code in classes]
-        return lambda counts: _defined_mean([area(counts) for area in areas])
-    if name == "pr_auc_macro":
-        precisions = [_average_precision(truth == code, column) for code, column in enumerate(answered.T)]
-        return lambda counts: _defined_mean([precision(counts) for precision in precisions])
+        ranks = [ranked(answered[:, code], truth == code) for code in classes]
+        return lambda counts: _defined_mean([each.areas(counts)[name != "roc_auc"] for each in ranks])
     if name == "ece":
         return _calibration(truth, answered)
     if name in ("rmse", "r2"):
@@ -93,49 +89,6 @@ def _of_squares(name: str, truth: Array, answered: Array) -> Score:
             return np.sqrt(error)
         spread = counts @ centred**2 / rows - (counts @ centred / rows) ** 2
         return 1 - np.divide(error, spread, out=np.full(len(rows), np.nan), where=spread > 0)
-
-    return score
-
-
-def _ranked(positive: Array, scores: Array) -> Callable[[Array], tuple[Array, Array]]:
-    """How many positive and negative rows are drawn of each distinct score, from the highest on."""
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
-    is_positive = positive[order]
-
-    def split(counts: Array) -> tuple[Array, Array]:
-        drawn = counts[:, order]
-        wanted = np.add.reduceat(drawn * is_positive, starts, axis=1)
-        return wanted, np.add.reduceat(drawn, starts, axis=1) - wanted
-
-    return split
-
-
-def _area(positive: Array, scores: Array) -> Score:
-    """Area under the ROC curve: share of pairs in the right order, ties half (Hanley & McNeil 1982)."""
-    split = _ranked(positive, scores)
-
-    def score(counts: Array) -> Array:
-        wanted, other = split(counts)
-        below = other.sum(axis=1)[:, None] - other.cumsum(axis=1)
-        pairs = wanted.sum(axis=1) * other.sum(axis=1)
-        right = (wanted * (below + other / 2)).sum(axis=1)
-        return np.divide(right, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
-
-    return score
-
-
-def _average_precision(positive: Array, scores: Array) -> Score:
-    """Sum over thresholds of the precision there times the recall gained, as scikit-learn has it."""
-    split = _ranked(positive, scores)
-
-    def score(counts: Array) -> Array:
-        wanted, other = split(counts)
-        caught = wanted.cumsum(axis=1)
-        precision = caught / np.maximum(caught + other.cumsum(axis=1), 1)
-        total = wanted.sum(axis=1)
-        found = (wanted * precision).sum(axis=1)
-        return np.divide(found, total, out=np.full(len(counts), np.nan), where=total > 0)
 
     return score
 
