@@ -125,6 +125,29 @@ def test_the_report_has_differences_with_intervals_gates_and_explanations(arena:
     assert "### Calibration" not in text, "nothing is shown of what was not measured"
 
 
+def test_every_figure_s_difference_has_its_interval_and_an_old_evaluation_the_plain_difference(arena: Arena) -> None:
+    judged = Judged.of(open_ledger().history(arena.model)[-1])
+    old = {
+        **judged.evaluation,
+        "champion": {"accuracy": 0.8, "log_loss": 0.5, "ece": 0.05},
+        "challenger_compared": {"accuracy": 0.9, "log_loss": 0.4, "ece": 0.07},
+    }
+    del old["differences"]
+    text = to_markdown(card_of(replace(judged, evaluation=old)))
+    assert "| log_loss ↓ | 0.5 | 0.4 | +0.1 |" in text and "| +0.1 (+0.04 to +0.16) |" in text
+    differences = {
+        "accuracy": {"estimate": 0.1, "low": 0.04, "high": 0.16},
+        "log_loss": {"estimate": 0.1, "low": -0.02, "high": 0.3},
+    }
+    card = card_of(replace(judged, evaluation={**old, "differences": differences}))
+    text = to_markdown(card)
+    assert "| **accuracy** | 0.8 | 0.9 (0.84 to 0.95) | +0.1 (+0.04 to +0.16) |" in text
+    assert "| log_loss ↓ | 0.5 | 0.4 | +0.1 (-0.02 to +0.3) |" in text
+    assert "| ece ↓ | 0.05 | 0.07 | -0.02 |" in text, "a figure that too few resamples allow"
+    assert "Better by: positive where the challenger is better, with the 95 % interval" in text
+    assert to_html(card).count('class="span"') == 2
+
+
 def test_where_other_rows_were_compared_the_own_test_rows_keep_their_intervals(arena: Arena) -> None:
     judged = Judged.of(open_ledger().history(arena.model)[-1])
     told = {**judged.evaluation, "test_rows": 400, "challenger": {"accuracy": 0.88}}
