@@ -71,7 +71,7 @@ def judged(config: Any, frame: Any, answers: Any, champion: Any) -> dict[str, fl
     parts = timed("slices", lambda: slices(config, labels, frame, answers, figures[config.metric]))
     timed("fairness", lambda: measure_fairness(config, labels, frame, answers))
     compared = timed("champion", lambda: contest(config, labels, truth, champion, answers))
-    differences = timed("differences", lambda: compared.differences(config))
+    differences = timed("differences", lambda: compared.differences())
     if set(differences) != set(figures):
         raise RuntimeError(f"{len(differences)} differences of {len(figures)} figures")
     if set(measured.intervals) != set(figures) or len(measured.classes) != len(labels) or len(parts) < len(COLUMNS):

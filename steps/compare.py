@@ -34,12 +34,14 @@ class Sides:
     """What two models said to the same rows.
 
     Attributes:
+        config: The challenger's configuration.
         labels: Classes of both, in the order of the probabilities' columns; empty for regression.
         truth: Shape (n,): labels, or numbers for regression.
         champion: The champion's answers.
         challenger: The challenger's.
     """
 
+    config: ModelConfig
     labels: tuple[str, ...]
     truth: Array
     champion: Answers
@@ -66,11 +68,10 @@ class Comparison:
     notes: tuple[str, ...] = ()
     sides: Sides | None = field(default=None, repr=False)
 
-    def differences(self, config: ModelConfig, known: Mapping[str, Array] | None = None) -> dict[str, Difference]:
+    def differences(self, known: Mapping[str, Array] | None = None) -> dict[str, Difference]:
         """By how much the challenger is better in each figure, as `steps.paired.paired_differences` has it.
 
         Args:
-            config: The challenger's configuration.
             known: The challenger's figures in each resample of the compared rows, where these were drawn before.
 
         Returns:
@@ -81,7 +82,7 @@ class Comparison:
         sides, decides = self.sides, self.paired
         champion = Side(sides.champion, self.champion)
         challenger = Side(sides.challenger, self.challenger, known or {})
-        others = paired_differences(config, sides.labels, sides.truth, champion, challenger)
+        others = paired_differences(sides.config, sides.labels, sides.truth, champion, challenger)
         return {decides.metric: Difference(estimate=decides.estimate, low=decides.low, high=decides.high), **others}
 
 
@@ -165,7 +166,7 @@ def contest(
         compute_metrics(config, labels, truth, champion),
         compute_metrics(config, labels, truth, challenger),
         paired_difference(config, labels, truth, champion, challenger),
-        sides=Sides(tuple(labels), truth, champion, challenger),
+        sides=Sides(config, tuple(labels), truth, champion, challenger),
     )
 
 

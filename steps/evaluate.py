@@ -215,7 +215,7 @@ def evaluation_of(
         champion=compared.champion,
         challenger_compared=compared.challenger,
         paired=compared.paired,
-        differences=compared.differences(config, measured.drawn if _are_all(compared, found, labels) else None),
+        differences=compared.differences(measured.drawn if _are_all(compared, found, labels) else None),
         rows=compared.rows,
         test_rows=len(found.truth),
         dummy=dummy,

@@ -175,6 +175,7 @@ def test_two_versions_side_by_side_that_never_met(arena: Arena) -> None:
     text = report(arena.model, (2, 1), "md")
     assert "| figure | champion v2 | challenger v1 | better by |" in text
     assert "v1 was not judged against v2: each has the figures of its own test rows, from the same data" in text
+    assert "no interval of a paired difference because the test rows of v1 are not at hand: its MLflow run" in text
     assert report(arena.model, (1, 2), "md") == report(arena.model, form="md"), "they did meet"
     assert "| **accuracy** | 0.8 |" not in report(arena.model, (1,), "md")
 
