@@ -19,6 +19,7 @@ from steps.page import to_html
 from steps.rematch import rematch
 from steps.sections import (
     TONES,
+    decided_facts,
     explanations_part,
     figures_part,
     gates_part,
@@ -76,9 +77,7 @@ def decision_section(judged: Judged) -> Section:
         ("challenger", f"v{judged.version}"),
         ("judged against", against),
         ("rows compared", f"{verdict.rows:,}" if verdict.former else "–"),
-        ("decided", f"{judged.time:%Y-%m-%d %H:%M} UTC"),
-        ("by", judged.actor),
-        ("why", judged.why or "–"),
+        *decided_facts(judged),
     )
     return Section(
         title="Decision",

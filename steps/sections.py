@@ -38,6 +38,12 @@ SHOWN_COLUMNS = 15
 _TOLD = ("metric", "estimate", "low", "high")
 
 
+def decided_facts(judged: Judged) -> tuple[tuple[str, str], ...]:
+    """When a version was judged, by whom and why, and by which settings that are not the YAML's."""
+    facts = (("decided", f"{judged.time:%Y-%m-%d %H:%M} UTC"), ("by", judged.actor), ("why", judged.why or "–"))
+    return (*facts, ("judged with --set", told(judged.settings))) if judged.settings else facts
+
+
 def figures_part(judged: Judged) -> Part:
     """Every figure with its interval, the deciding one first; beside the champion's where there is one."""
     evaluation = judged.evaluation

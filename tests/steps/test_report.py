@@ -25,7 +25,7 @@ from steps.markdown import plain, to_markdown
 from steps.page import to_html
 from steps.plots import confusion_plot
 from steps.promote import decide
-from steps.report import report
+from steps.report import decision_section, report
 from tests.steps.arena import Arena, against, config_of, evaluation_of, package_of
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>|`[x](http://evil.example/)"
@@ -178,6 +178,15 @@ def test_two_versions_side_by_side_that_never_met(arena: Arena) -> None:
     assert "no interval of a paired difference because the test rows of v1 are not at hand: its MLflow run" in text
     assert report(arena.model, (1, 2), "md") == report(arena.model, form="md"), "they did meet"
     assert "| **accuracy** | 0.8 |" not in report(arena.model, (1,), "md")
+
+
+def test_settings_that_are_not_the_yaml_s_are_on_card_and_report(arena: Arena) -> None:
+    judged = Judged.of(open_ledger().history(arena.model)[-1])
+    asked = replace(judged, payload={**judged.payload, "settings": ["gates.ece.max=0.2", HOSTILE]})
+    for document in (card_of(asked), Document("t", "", (decision_section(asked),))):
+        assert f"judged with --setgates.ece.max=0.2, {HOSTILE}" in Page(to_html(document)).text
+        assert "- judged with --set: gates.ece.max=0.2, &lt;script&gt;" in to_markdown(document)
+    assert "judged with --set" not in to_markdown(card_of(judged))
 
 
 def test_what_was_never_judged_is_said(arena: Arena) -> None:
