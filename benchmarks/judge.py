@@ -1,4 +1,4 @@
-"""Judging a million scored rows: every figure with its interval of 1,000 resamples, class by class, and slices.
+"""Judging a million scored rows: every figure with its interval, class by class, slices, and beside a champion.
 
 `python -m benchmarks.judge [--rows N] [--only PART] [--profile FILE]` prints a table and, as its last line, one JSON
 object. Rows are the made-up ones of heart_disease (two classes) and obesity (seven), with scores drawn around their
@@ -26,8 +26,8 @@ TASKS = ("heart_disease", "obesity")
 COLUMNS = {"heart_disease": ("sex", "cp", "age_group"), "obesity": ("Gender", "MTRANS", "age_group")}
 
 
-def scored(model: str, rows: int) -> tuple[Any, Any, Any]:
-    """Configuration, typed rows with the target, and answers whose scores point to the true class more or less."""
+def scored(model: str, rows: int) -> tuple[Any, Any, Any, Any]:
+    """Configuration, typed rows with the target, and a challenger's and a champion's scores around the true class."""
     import numpy as np
 
     from bentos.release import Answers
@@ -40,13 +40,18 @@ def scored(model: str, rows: int) -> tuple[Any, Any, Any]:
     frame = typed_rows(config, [GENERATORS[model].make(rows, 1, {})]).frame
     labels = np.array(config.target.labels, dtype=object)
     truth = frame[config.target.column].to_numpy()[:, None] == labels
-    raw = np.exp(np.random.default_rng(2).normal(size=truth.shape) + 1.5 * truth)
-    probabilities = raw / raw.sum(axis=1, keepdims=True)
-    return config, frame, Answers(labels[probabilities.argmax(axis=1)], probabilities)
+
+    def answers(seed: int, sharp: float) -> Answers:
+        raw = np.exp(np.random.default_rng(seed).normal(size=truth.shape) + sharp * truth)
+        probabilities = raw / raw.sum(axis=1, keepdims=True)
+        return Answers(labels[probabilities.argmax(axis=1)], probabilities)
+
+    return config, frame, answers(2, 1.5), answers(3, 1.4)
 
 
-def judged(config: Any, frame: Any, answers: Any) -> dict[str, float]:
+def judged(config: Any, frame: Any, answers: Any, champion: Any) -> dict[str, float]:
     """Seconds of each part of judging."""
+    from steps.compare import contest
     from steps.fairness import measure_fairness
     from steps.measure import measure
     from steps.metrics import compute_metrics
@@ -65,6 +70,10 @@ def judged(config: Any, frame: Any, answers: Any) -> dict[str, float]:
     measured = timed("intervals", lambda: measure(config, labels, truth, answers))
     parts = timed("slices", lambda: slices(config, labels, frame, answers, figures[config.metric]))
     timed("fairness", lambda: measure_fairness(config, labels, frame, answers))
+    compared = timed("champion", lambda: contest(config, labels, truth, champion, answers))
+    differences = timed("differences", lambda: compared.differences())
+    if set(differences) != set(figures):
+        raise RuntimeError(f"{len(differences)} differences of {len(figures)} figures")
     if set(measured.intervals) != set(figures) or len(measured.classes) != len(labels) or len(parts) < len(COLUMNS):
         raise RuntimeError(f"{len(measured.intervals)} intervals of {len(figures)} figures, {len(parts)} slices")
     return seconds

@@ -87,6 +87,8 @@ def labels_of(entries: "Sequence[Entry]") -> dict[int, str]:
 
 def _row(entry: "Entry", labels: dict[int, str]) -> tuple[Any, ...]:
     reason = str(entry.payload.get("verdict", {}).get("reason", "")) or _decision(entry)
+    if settings := entry.payload.get("settings"):
+        reason += f" (judged with {' '.join(f'--set {text}' for text in settings)})"
     label = labels.get(entry.version or 0)
     return entry.sequence, _minute(entry), entry.actor, entry.action, _named(entry), label, entry.why, reason
 

@@ -45,11 +45,13 @@ class Judgement:
         config: The configuration, as the step `promote` was given it.
         evaluation: The artifact of its evaluation.
         package: The artifact of its package.
+        settings: What `--set` changed in that configuration of gates and promotion.
     """
 
     config: str
     evaluation: Any
     package: Any
+    settings: tuple[str, ...] = ()
 
 
 @flow(
@@ -86,7 +88,7 @@ def promote_version(model: str, version: int, why: str, overrides: Sequence[str]
     registry.initialise()
     repair_first(model, LOG.warning)
     judged = judgement_of(model, version)
-    asked = Asked(why=why, actor=actor, by_hand=True, overrides=tuple(overrides))
+    asked = Asked(why=why, actor=actor, by_hand=True, overrides=tuple(overrides), settings=judged.settings)
     released = run_release(model, judged.config, judged.evaluation, judged.package, asked)
     verdict = output(released, "promote").load()
     published = output(released, "deploy").load()
@@ -117,14 +119,18 @@ def judgement_of(model: str, version: int) -> Judgement:
         WorkError: The version was never judged, or what it was judged by is gone or of another Gauntlet.
     """
     entries = [e for e in open_ledger().history(model) if e.payload.get("request") and "verdict" in e.payload]
-    request = next((entry.payload["request"] for entry in reversed(entries) if entry.version == version), None)
+    own = [entry for entry in reversed(entries) if entry.version == version]
+    request = next((entry.payload["request"] for entry in own), None)
     anew = f"`gauntlet run {model}` trains and judges a challenger anew"
     if request is None:
         there = ", ".join(f"v{number}" for number in sorted({entry.version or 0 for entry in entries})[-20:])
         raise WorkError(f"v{version} of '{model}' was never judged (judged were: {there or 'none'}); {anew}")
     try:
         step = Client().get_pipeline_run(UUID(request)).steps["promote"]
-        found = Judgement(step.config.parameters["config"], step.inputs["evaluation"][0], step.inputs["package"][0])
+        inputs = step.inputs["evaluation"][0], step.inputs["package"][0]
+        # What is decided by hand goes by the configuration of the training run before.
+        trained = next((entry.payload for entry in own if not entry.payload.get("by_hand")), {})
+        found = Judgement(step.config.parameters["config"], *inputs, tuple(trained.get("settings", ())))
         packaged = found.package.load()
         found.evaluation.load()
     except (KeyError, ValueError, ValidationError, OSError) as error:

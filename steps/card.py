@@ -10,6 +10,7 @@ from steps.page import to_html
 from steps.sections import (
     TONES,
     data_part,
+    decided_facts,
     explanations_part,
     figures_part,
     gates_part,
@@ -28,7 +29,7 @@ def card_of(judged: Judged) -> Document:
         headline=verdict.decision.capitalize(),
         tone=TONES.get(verdict.decision, "plain"),
         said=verdict.reason,
-        facts=(("decided", f"{judged.time:%Y-%m-%d %H:%M} UTC"), ("by", judged.actor), ("why", judged.why or "–")),
+        facts=decided_facts(judged),
         parts=(
             *use_parts(judged),
             data_part(judged),

@@ -1,7 +1,7 @@
 """Comparing: champion and challenger on the same raw rows, none of which either was trained on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from bentos.release import Answers, Release
 from models.config import Column, ModelConfig
 from models.errors import DataError, GauntletError
 from steps.metrics import compute_metrics
-from steps.paired import Paired, paired_difference
+from steps.paired import Difference, Paired, Side, paired_difference, paired_differences
 from steps.split import hashed_columns, in_test
 
 Array = np.ndarray[Any, Any]
@@ -30,6 +30,25 @@ _KEPT: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class Sides:
+    """What two models said to the same rows.
+
+    Attributes:
+        config: The challenger's configuration.
+        labels: Classes of both, in the order of the probabilities' columns; empty for regression.
+        truth: Shape (n,): labels, or numbers for regression.
+        champion: The champion's answers.
+        challenger: The challenger's.
+    """
+
+    config: ModelConfig
+    labels: tuple[str, ...]
+    truth: Array
+    champion: Answers
+    challenger: Answers
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Champion and challenger on the same rows; without figures where that cannot be, and why.
 
@@ -39,6 +58,7 @@ class Comparison:
         challenger: The challenger's.
         paired: By how much the challenger is better.
         notes: What a reader of the figures has to know.
+        sides: What the figures are made of.
     """
 
     rows: int
@@ -46,6 +66,24 @@ class Comparison:
     challenger: dict[str, float] | None
     paired: Paired | None = None
     notes: tuple[str, ...] = ()
+    sides: Sides | None = field(default=None, repr=False)
+
+    def differences(self, known: Mapping[str, Array] | None = None) -> dict[str, Difference]:
+        """By how much the challenger is better in each figure, as `steps.paired.paired_differences` has it.
+
+        Args:
+            known: The challenger's figures in each resample of the compared rows, where these were drawn before.
+
+        Returns:
+            Figure to difference, the model's metric as `paired` has it; nothing where nothing was compared.
+        """
+        if self.sides is None or self.paired is None or self.champion is None or self.challenger is None:
+            return {}
+        sides, decides = self.sides, self.paired
+        champion = Side(sides.champion, self.champion)
+        challenger = Side(sides.challenger, self.challenger, known or {})
+        others = paired_differences(sides.config, sides.labels, sides.truth, champion, challenger)
+        return {decides.metric: Difference(estimate=decides.estimate, low=decides.low, high=decides.high), **others}
 
 
 @dataclass(frozen=True)
@@ -128,6 +166,7 @@ def contest(
         compute_metrics(config, labels, truth, champion),
         compute_metrics(config, labels, truth, challenger),
         paired_difference(config, labels, truth, champion, challenger),
+        sides=Sides(config, tuple(labels), truth, champion, challenger),
     )
 
 

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 
 from models.errors import DataError
+from steps.figures import AREAS, ranked
+from steps.metrics import ECE_BINS, calibration_gaps, row_losses
 
 Array = np.ndarray[Any, Any]
 Score = Callable[[Array], Array]
 """Counts, shape (times, cells), to the figure of each time, shape (times,); NaN where it is not defined."""
 
 BY_LABEL = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted")
-COUNTED = (*BY_LABEL, "roc_auc", "pr_auc", "log_loss", "brier", "mae", "rmse", "r2")
 
 
 def score_labels(name: str, truth: Array, predicted: Array, classes: int) -> Score:
@@ -52,12 +53,12 @@ def score_rows(name: str, truth: Array, answered: Array) -> Score:
     Raises:
         DataError: It cannot be computed from counts.
     """
-    if name == "pr_auc":
-        return _average_precision(truth == 1, answered[:, 1])
-    if name == "roc_auc":
+    if name in AREAS:
         classes = [1] if answered.shape[1] == 2 else range(answered.shape[1])
-        areas = [_area(truth == code, answered[:, code]) for code in classes]
-        return lambda counts: _defined_mean([area(counts) for area in areas])
+        ranks = [ranked(answered[:, code], truth == code) for code in classes]
+        return lambda counts: _defined_mean([each.areas(counts)[name != "roc_auc"] for each in ranks])
+    if name == "ece":
+        return _calibration(truth, answered)
     if name in ("rmse", "r2"):
         return _of_squares(name, truth, answered)
     losses = _losses(name, truth, answered)
@@ -67,13 +68,15 @@ def score_rows(name: str, truth: Array, answered: Array) -> Score:
 def _losses(name: str, truth: Array, answered: Array) -> Array:
     if name == "mae":
         return np.abs(answered - truth)
-    if name == "log_loss":
-        given = np.where(truth >= 0, answered[np.arange(len(truth)), np.maximum(truth, 0)], 0.0)
-        return -np.log(np.clip(given, np.finfo(np.float64).eps, 1.0))
-    if name == "brier":
-        squares = np.sum((answered - (truth[:, None] == np.arange(answered.shape[1]))) ** 2, axis=1) + (truth < 0)
-        return squares / (2 if answered.shape[1] == 2 else 1)
+    if name in ("log_loss", "brier"):
+        return row_losses(truth, answered)[name == "brier"]
     raise DataError(f"metric '{name}' has no paired bootstrap")
+
+
+def _calibration(truth: Array, answered: Array) -> Score:
+    bins, gaps = calibration_gaps(truth, answered)
+    by_bin = gaps[:, None] * (bins[:, None] == np.arange(ECE_BINS))
+    return lambda counts: np.abs(counts @ by_bin).sum(axis=1) / counts.sum(axis=1)
 
 
 def _of_squares(name: str, truth: Array, answered: Array) -> Score:
@@ -86,49 +89,6 @@ def _of_squares(name: str, truth: Array, answered: Array) -> Score:
             return np.sqrt(error)
         spread = counts @ centred**2 / rows - (counts @ centred / rows) ** 2
         return 1 - np.divide(error, spread, out=np.full(len(rows), np.nan), where=spread > 0)
-
-    return score
-
-
-def _ranked(positive: Array, scores: Array) -> Callable[[Array], tuple[Array, Array]]:
-    """How many positive and negative rows are drawn of each distinct score, from the highest on."""
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
-    is_positive = positive[order]
-
-    def split(counts: Array) -> tuple[Array, Array]:
-        drawn = counts[:, order]
-        wanted = np.add.reduceat(drawn * is_positive, starts, axis=1)
-        return wanted, np.add.reduceat(drawn, starts, axis=1) - wanted
-
-    return split
-
-
-def _area(positive: Array, scores: Array) -> Score:
-    """Area under the ROC curve: share of pairs in the right order, ties half (Hanley & McNeil 1982)."""
-    split = _ranked(positive, scores)
-
-    def score(counts: Array) -> Array:
-        wanted, other = split(counts)
-        below = other.sum(axis=1)[:, None] - other.cumsum(axis=1)
-        pairs = wanted.sum(axis=1) * other.sum(axis=1)
-        right = (wanted * (below + other / 2)).sum(axis=1)
-        return np.divide(right, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
-
-    return score
-
-
-def _average_precision(positive: Array, scores: Array) -> Score:
-    """Sum over thresholds of the precision there times the recall gained, as scikit-learn has it."""
-    split = _ranked(positive, scores)
-
-    def score(counts: Array) -> Array:
-        wanted, other = split(counts)
-        caught = wanted.cumsum(axis=1)
-        precision = caught / np.maximum(caught + other.cumsum(axis=1), 1)
-        total = wanted.sum(axis=1)
-        found = (wanted * precision).sum(axis=1)
-        return np.divide(found, total, out=np.full(len(counts), np.nan), where=total > 0)
 
     return score
 

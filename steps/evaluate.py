@@ -32,7 +32,7 @@ from steps.families import one_thread, plain_linear
 from steps.holdout import draw_holdout, write_holdout
 from steps.measure import CalibrationBin, ClassFigures, CrossValidated, cross_validated, measure
 from steps.metrics import compute_metrics, greater_is_better
-from steps.paired import Paired
+from steps.paired import Difference, Paired
 from steps.partitions import Partitions
 from steps.plots import (
     calibration_plot,
@@ -69,6 +69,7 @@ class Evaluation(BaseModel):
         champion: The champion's figures on the compared rows; None when there is nothing to compare (see notes).
         challenger_compared: The challenger's figures on the same rows.
         paired: By how much the challenger is better, with its bounds; None where there are no champion's figures.
+        differences: The same of every figure that both have, by its name; empty in evaluations of earlier releases.
         rows: How many rows were compared: neither was trained on any of them.
         test_rows: How many test rows there are.
         dummy: The metric of a model that ignores its input, on the test rows.
@@ -104,6 +105,7 @@ class Evaluation(BaseModel):
     champion: dict[str, float] | None = None
     challenger_compared: dict[str, float] | None = None
     paired: Paired | None = None
+    differences: dict[str, Difference] = Field(default_factory=dict)
     rows: int
     test_rows: int
     dummy: float
@@ -213,6 +215,7 @@ def evaluation_of(
         champion=compared.champion,
         challenger_compared=compared.challenger,
         paired=compared.paired,
+        differences=compared.differences(measured.drawn if _are_all(compared, found, labels) else None),
         rows=compared.rows,
         test_rows=len(found.truth),
         dummy=dummy,
@@ -228,6 +231,12 @@ def evaluation_of(
         cross_validation=cross_validated(release.evidence.get("tuning")),
         fairness=assess_fairness(release, found.train, found.looked, found.said),
     )
+
+
+def _are_all(compared: Comparison, found: Scored, labels: Sequence[str]) -> bool:
+    """Whether the compared rows are all test rows, judged by the challenger's own classes."""
+    sides = compared.sides
+    return sides is not None and len(sides.truth) == len(found.truth) and sides.labels == tuple(labels)
 
 
 def record(

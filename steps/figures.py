@@ -75,7 +75,7 @@ class Classified:
     def area_figures(self, counts: Array) -> dict[str, Array]:
         """Areas under curves, which need the rows in the order of their scores; as `figures`."""
         classes = self.scores.shape[1]
-        roc, precision = np.array([self._areas(code, counts) for code in range(classes)]).transpose(1, 2, 0)
+        roc, precision = np.array([ranks.areas(counts) for ranks in self._ranks]).transpose(1, 2, 0)
         if classes == 2:
             figures = {"roc_auc": roc[:, 1], "pr_auc": precision[:, 1]}
         else:
@@ -83,20 +83,6 @@ class Classified:
         for name, values in (("roc_auc", roc), ("pr_auc", precision)):
             figures |= {f"{name}:{code}": values[:, code] for code in range(classes)}
         return figures
-
-    def _areas(self, code: int, counts: Array) -> tuple[Array, Array]:
-        """ROC-AUC and PR-AUC (average precision) of a class against the rest, both of shape (r,)."""
-        order, ends = self._orders[code]
-        drawn = counts[:, order]
-        below, hits = np.cumsum(drawn, axis=1), np.cumsum(drawn * (self.truth[order] == code), axis=1)
-        below, hits = below[:, ends], hits[:, ends]
-        each, positive = np.diff(below, prepend=0.0), np.diff(hits, prepend=0.0)
-        rows, positives = below[:, -1], hits[:, -1]
-        # Of two rows with one score, either may come first: they count a half.
-        before = np.sum(positive * (below - hits - (each - positive) / 2), axis=1)
-        area = _share(before, positives * (rows - positives))
-        at_least, found = rows[:, None] - below + each, positives[:, None] - hits + positive
-        return area, _share(np.sum(positive * found / np.maximum(at_least, 1), axis=1), positives)
 
     @cached_property
     def _sums(self) -> Array:
@@ -110,13 +96,54 @@ class Classified:
         return np.hstack(columns).astype(np.float64)
 
     @cached_property
-    def _orders(self) -> list[tuple[Array, Array]]:
-        """By class: cells in the order of its score, and where in that order each run of equal scores ends."""
-        orders = [np.argsort(column, kind="stable") for column in self.scores.T]
-        return [
-            (order, np.flatnonzero(np.diff(column[order], append=np.inf)))
-            for order, column in zip(orders, self.scores.T, strict=True)
-        ]
+    def _ranks(self) -> list["Ranks"]:
+        """By class: its cells among all in the order of its score."""
+        return [ranked(column, self.truth == code) for code, column in enumerate(self.scores.T)]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the cells of one class are in the order of their score: of many classes a small part of all cells.
+
+    Attributes:
+        order: Shape (c,): all cells, the lowest score first.
+        positive: Shape (p,): places in that order of the cells of the class.
+        first: Shape (p,): place at which each one's run of equal scores begins.
+        end: Shape (p,): place after that run.
+        first_hit: Shape (p,): how many of `positive` lie before `first`.
+        end_hit: Shape (p,): how many before `end`.
+    """
+
+    order: Array
+    positive: Array
+    first: Array
+    end: Array
+    first_hit: Array
+    end_hit: Array
+
+    def areas(self, counts: Array) -> tuple[Array, Array]:
+        """Areas under the curves of the class against the rest.
+
+        Args:
+            counts: Shape (r, c): how often each cell's rows come.
+
+        Returns:
+            Twice shape (r,), NaN where the counts do not allow it. ROC-AUC: the share of pairs in the right order, ties
+            half (Hanley & McNeil 1982). PR-AUC: the average precision, the sum over thresholds of the precision there
+            times the recall gained, as scikit-learn has it.
+        """
+        drawn = np.take(counts, self.order, axis=1)
+        own = np.take(drawn, self.positive, axis=1)
+        below, hits = _before(drawn), _before(own)
+        rows, positives = below[:, -1], hits[:, -1]
+        missed = np.take(hits, self.first_hit, axis=1)
+        others = np.take(below, self.first, axis=1) - missed
+        until = np.take(below, self.end, axis=1) - np.take(hits, self.end_hit, axis=1)
+        # Of two rows with one score, either may come first: they count a half.
+        area = _share(np.sum(own * (others + until), axis=1) / 2, positives * (rows - positives))
+        found = positives[:, None] - missed
+        at_least = found + (rows - positives)[:, None] - others
+        return area, _share(np.sum(own * found / np.maximum(at_least, 1), axis=1), positives)
 
 
 @dataclass(frozen=True)
@@ -171,12 +198,34 @@ def classified(
     )
 
 
+def ranked(scores: Array, of_class: Array) -> Ranks:
+    """Rank cells by the score of a class.
+
+    Args:
+        scores: Shape (c,): its mean probability in each cell.
+        of_class: Shape (c,) of bool: cells whose rows are of it.
+    """
+    order = np.argsort(scores, kind="stable")
+    begins = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    positive = np.flatnonzero(of_class[order])
+    run = np.searchsorted(begins, positive, side="right") - 1
+    first, end = begins[run], np.append(begins[1:], len(order))[run]
+    return Ranks(order, positive, first, end, np.searchsorted(positive, first), np.searchsorted(positive, end))
+
+
 def estimated(truth: Array, predicted: Array, group: Grouping = cells) -> Estimated:
     """Prepare a regression's answers: truth and prediction of shape (n,); `group` as in `classified`."""
     errors, centred = predicted - truth, truth - truth.mean()
     strata = np.zeros(len(truth), dtype=np.int64)
     grouped = group(strata, np.stack((errors, centred), axis=1))
     return Estimated(grouped, grouped.mean(np.stack((np.abs(errors), errors**2, centred, centred**2), axis=1)))
+
+
+def _before(counts: Array) -> Array:
+    """Of counts, shape (r, c), how many come before each place and before the end: shape (r, c + 1)."""
+    before = np.zeros((len(counts), counts.shape[1] + 1))
+    np.cumsum(counts, axis=1, out=before[:, 1:])
+    return before
 
 
 def _share(part: Array, whole: Array) -> Array:

@@ -94,6 +94,11 @@ class Judged:
         return str(self.evaluation.get("metric", ""))
 
     @property
+    def settings(self) -> tuple[str, ...]:
+        """What `--set` changed of the gates and the promotion that it was judged by."""
+        return tuple(str(text) for text in self.payload.get("settings") or ())
+
+    @property
     def lineage(self) -> tuple[tuple[str, str], ...]:
         """Where it comes from, as names and ids."""
         known = {

@@ -1,7 +1,7 @@
 """Measuring: every figure of a model's answers with its interval, whole and by class, and how calibrated they are."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,11 +75,19 @@ class CrossValidated(BaseModel):
 
 @dataclass(frozen=True)
 class Measured:
-    """Intervals of a model's figures, its classes one by one, and its calibration."""
+    """How sure a model's figures are, class by class too, and how calibrated it is.
+
+    Attributes:
+        intervals: Figure to its interval.
+        classes: Each class against the rest; none in a regression.
+        calibration: Its probabilities beside what happened; none in a regression.
+        drawn: Where each row is drawn by itself, as `drawn` has it; else empty.
+    """
 
     intervals: dict[str, Interval]
     classes: tuple[ClassFigures, ...] = ()
     calibration: tuple[CalibrationBin, ...] = ()
+    drawn: Mapping[str, Array] = field(default_factory=dict, repr=False, compare=False)
 
 
 def measure(config: ModelConfig, labels: Sequence[str], truth: Array, answers: "Answers") -> Measured:
@@ -98,17 +106,40 @@ def measure(config: ModelConfig, labels: Sequence[str], truth: Array, answers: "
     grouped = prepared(config, labels, truth, answers)
     rough = estimates(grouped.figures, grouped.cells)
     figures = rough | exact_areas(config, labels, truth, answers, grouped)
-    found = intervals(config, grouped, rough, figures)
+    values = resample(grouped.figures, grouped.cells.sizes, config.evaluation.resamples, config.seed)
+    found = intervals(config, values, rough, figures)
     own = own_metrics(config, truth, answers.values, answers.probabilities)
-    for name, values in resample_own(config, truth, answers.values, answers.probabilities, own).items():
-        if (ends := interval(values, config.evaluation.confidence)) is not None:
-            found[name] = ends
-    whole = {name: ends for name, ends in found.items() if ":" not in name}
+    own_values = resample_own(config, truth, answers.values, answers.probabilities, own)
+    found |= intervals(config, own_values, own, own)
+    whole = {name: ends for name, ends in found.items() if is_whole(name)}
+    each = _whole(values) | own_values if len(grouped.cells.sizes) == len(truth) else {}
     if answers.probabilities is None:
-        return Measured(whole)
+        return Measured(whole, drawn=each)
     codes = class_codes(labels, truth)
     classes = tuple(_of_class(code, label, codes, figures, found) for code, label in enumerate(labels))
-    return Measured(whole, classes, calibration(codes, answers.probabilities))
+    return Measured(whole, classes, calibration(codes, answers.probabilities), each)
+
+
+def drawn(
+    config: ModelConfig, labels: Sequence[str], truth: Array, answers: "Answers", own: Mapping[str, float]
+) -> dict[str, Array]:
+    """Every figure of the whole in each resample, where each row is drawn by itself.
+
+    Of the same rows the same are drawn, whatever was answered: the differences of two models' are a paired bootstrap.
+
+    Args:
+        config: As `measure` takes it.
+        labels: Likewise.
+        truth: Likewise.
+        answers: Likewise.
+        own: The user's own figures of all rows; others in it are not looked at.
+
+    Returns:
+        Figure to shape (resamples,), NaN where a resample does not allow it.
+    """
+    grouped = prepared(config, labels, truth, answers, each_row)
+    values = resample(grouped.figures, grouped.cells.sizes, config.evaluation.resamples, config.seed)
+    return _whole(values) | resample_own(config, truth, answers.values, answers.probabilities, own)
 
 
 def prepared(
@@ -141,24 +172,27 @@ def exact_areas(
 
 
 def intervals(
-    config: ModelConfig, answers: Classified | Estimated, rough: Mapping[str, float], figures: Mapping[str, float]
+    config: ModelConfig, values: Mapping[str, Array], rough: Mapping[str, float], figures: Mapping[str, float]
 ) -> dict[str, Interval]:
     """The interval of each figure that the rows and at least half of the resamples allow.
 
     Args:
         config: The model.
-        answers: Its answers, in cells where there are many.
+        values: Figure to shape (resamples,): in cells where there are many rows.
         rough: The figures by these cells.
         figures: The exact ones: an interval is moved by what the cells change of its figure.
     """
-    asked = config.evaluation
-    values = resample(answers.figures, answers.cells.sizes, asked.resamples, config.seed)
     found = {}
     for name in values:
         moved = figures[name] - rough[name]
-        if np.isfinite(moved) and (ends := interval(values[name], asked.confidence, moved)) is not None:
+        if np.isfinite(moved) and (ends := interval(values[name], config.evaluation.confidence, moved)) is not None:
             found[name] = ends
     return found
+
+
+def is_whole(name: str) -> bool:
+    """Whether a figure of `steps.figures` is of the whole, and not `<figure>:<code>` of a class."""
+    return ":" not in name
 
 
 def calibration(truth: Array, probabilities: Array) -> tuple[CalibrationBin, ...]:
@@ -199,3 +233,7 @@ def _of_class(
         figures={name: value for name, value in known.items() if np.isfinite(value)},
         intervals={name: found[key] for name in BY_CLASS if (key := f"{name}:{code}") in found},
     )
+
+
+def _whole(values: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: each for name, each in values.items() if is_whole(name)}

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from models.errors import WorkError
 from stacks import runs
 from stacks.ledger import Entry, open_ledger
+from steps.compare import Comparison
 from steps.document import Document, Part, Picture, Pictures, Section
 from steps.facts import EVALUATION_FOLDER
 from steps.judged import Judged
@@ -15,8 +16,10 @@ from steps.live_plots import trend_pictures
 from steps.live_section import live_section
 from steps.markdown import to_markdown
 from steps.page import to_html
+from steps.rematch import rematch
 from steps.sections import (
     TONES,
+    decided_facts,
     explanations_part,
     figures_part,
     gates_part,
@@ -74,9 +77,7 @@ def decision_section(judged: Judged) -> Section:
         ("challenger", f"v{judged.version}"),
         ("judged against", against),
         ("rows compared", f"{verdict.rows:,}" if verdict.former else "–"),
-        ("decided", f"{judged.time:%Y-%m-%d %H:%M} UTC"),
-        ("by", judged.actor),
-        ("why", judged.why or "–"),
+        *decided_facts(judged),
     )
     return Section(
         title="Decision",
@@ -110,26 +111,51 @@ def _entry(model: str, version: int | None) -> Entry:
 
 
 def _beside(judged: Judged, other: Judged) -> Judged:
-    """A version beside another than the champion it was judged against: each by its own evaluation."""
+    """A version beside another than the champion it was judged against: both on its test rows, where that can be."""
     if judged.evaluation.get("champion_version") == other.version and judged.evaluation.get("champion"):
         return judged
-    same = judged.payload.get("data_digest") == other.payload.get("data_digest")
-    note = (
-        f"v{judged.version} was not judged against v{other.version}: each has the figures of its own test rows, from "
-        f"{'the same' if same else 'different'} data, so there is no interval of a paired difference."
-    )
+    met = rematch(judged, other)
     evaluation = {
         **judged.evaluation,
         "champion_version": other.version,
+        "champion_effects": other.evaluation.get("effects"),
+        "importance_drift": None,
+    }
+    if met.champion is None or met.paired is None:
+        return replace(judged, evaluation={**evaluation, **_apart(judged, other)}, notes=_notes(judged, other, met))
+    compared = {
+        "champion": met.champion,
+        "challenger_compared": met.challenger,
+        "paired": met.paired.model_dump(mode="json"),
+        "differences": {name: each.model_dump(mode="json") for name, each in met.differences().items()},
+        "rows": met.rows,
+    }
+    return replace(judged, evaluation={**evaluation, **compared}, notes=_notes(judged, other, met))
+
+
+def _apart(judged: Judged, other: Judged) -> dict[str, Any]:
+    """What an evaluation has of two versions that were not compared: the figures of each on its own test rows."""
+    return {
         "champion": dict(other.figures),
         "challenger_compared": dict(judged.figures),
         "champion_intervals": other.evaluation.get("intervals"),
-        "champion_effects": other.evaluation.get("effects"),
-        "importance_drift": None,
         "paired": None,
+        "differences": {},
         "rows": judged.evaluation.get("test_rows"),
     }
-    return replace(judged, evaluation=evaluation, notes=(*judged.notes, note))
+
+
+def _notes(judged: Judged, other: Judged, met: Comparison) -> tuple[str, ...]:
+    """How two versions come to stand beside each other that were not champion and challenger."""
+    said = f"v{judged.version} was not judged against v{other.version}"
+    if met.paired is not None:
+        return (*judged.notes, f"{said}: this report put both on the test rows of v{judged.version}.", *met.notes)
+    same = judged.payload.get("data_digest") == other.payload.get("data_digest")
+    return (
+        *judged.notes,
+        f"{said}: each has the figures of its own test rows, from {'the same' if same else 'different'} data, and "
+        f"there is no interval of a paired difference because {'; '.join(met.notes)}.",
+    )
 
 
 def _plots(judged: Judged) -> tuple[list[Picture], list[Picture]]:

@@ -38,6 +38,12 @@ SHOWN_COLUMNS = 15
 _TOLD = ("metric", "estimate", "low", "high")
 
 
+def decided_facts(judged: Judged) -> tuple[tuple[str, str], ...]:
+    """When a version was judged, by whom and why, and by which settings that are not the YAML's."""
+    facts = (("decided", f"{judged.time:%Y-%m-%d %H:%M} UTC"), ("by", judged.actor), ("why", judged.why or "–"))
+    return (*facts, ("judged with --set", told(judged.settings))) if judged.settings else facts
+
+
 def figures_part(judged: Judged) -> Part:
     """Every figure with its interval, the deciding one first; beside the champion's where there is one."""
     evaluation = judged.evaluation
@@ -157,7 +163,7 @@ def notes_part(judged: Judged) -> Part:
 
 
 def _beside(judged: Judged, champion: Mapping[str, Any], compared: Mapping[str, Any]) -> Table:
-    evaluation, paired = judged.evaluation, judged.evaluation.get("paired") or {}
+    evaluation, differences = judged.evaluation, _differences(judged.evaluation)
     # Intervals are of all test rows: they belong to the compared figures only where those are the same rows.
     whole = evaluation.get("rows") == evaluation.get("test_rows")
     own = evaluation.get("intervals") or {}
@@ -167,8 +173,8 @@ def _beside(judged: Judged, champion: Mapping[str, Any], compared: Mapping[str, 
             _name(name, judged),
             Cell(with_interval(champion.get(name), known.get(name))),
             Cell(with_interval(value, own.get(name) if whole else None)),
-            _paired_cell(paired)
-            if paired.get("metric") == name
+            _paired_cell(differences[name])
+            if name in differences
             else Cell(_gain(_rises(judged, name), champion.get(name), value)),
             *(() if whole else (Cell(with_interval(judged.figures.get(name), own.get(name))),)),
         )
@@ -177,6 +183,12 @@ def _beside(judged: Judged, champion: Mapping[str, Any], compared: Mapping[str, 
     sides = (f"champion v{evaluation.get('champion_version')}", f"challenger v{judged.version}")
     more = () if whole else (f"v{judged.version}, all its test rows",)
     return Table(("figure", *sides, "better by", *more), rows)
+
+
+def _differences(evaluation: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Figure to the paired difference with its ends; of earlier releases' evaluations the deciding one alone."""
+    paired = evaluation.get("paired") or {}
+    return {**({paired["metric"]: paired} if "metric" in paired else {}), **(evaluation.get("differences") or {})}
 
 
 def _gain(rises: bool, before: object, now: object) -> str:
@@ -207,6 +219,10 @@ def _about_figures(judged: Judged) -> tuple[Block, ...]:
     rows, tested = evaluation.get("rows"), evaluation.get("test_rows")
     if evaluation.get("champion"):
         said.append(f"Compared on {number(rows)} of {number(tested)} test rows, none of which either was trained on.")
+    if _differences(evaluation):
+        said.append(
+            "Better by: positive where the challenger is better, with the 95 % interval of the paired difference."
+        )
     paired = evaluation.get("paired") or {}
     more = {name: item for name, item in paired.items() if name not in _TOLD and item is not None}
     if more:

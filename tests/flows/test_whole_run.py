@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -12,6 +14,8 @@ import pytest
 
 from tests.flows.conftest import Done, Place, toy_frame
 
+SETTING = "promotion.min_improvement.value=0.01"
+INTERVAL = re.compile(r"\| [+-]\S+ \([+-]\S+ to [+-]\S+\) \|")
 TRAIN_STEPS = ["ingest", "validate", "split", "tune", "train", "evaluate", "package"]
 
 
@@ -153,7 +157,8 @@ def test_show_history_doctor_and_rollback(first: Done, second: Done, place: Plac
     changed = toy_frame(900, seed=5)
     changed["ill"] = changed["ill"].map({"yes": "no", "no": "yes"})
     changed.to_csv(place.data / "toy.csv", index=False)
-    promoted = place.gauntlet("run", "toy", "--why", "the world turned round", "--set", "logging.format=json")
+    asked = ("--set", "logging.format=json", "--set", SETTING)
+    promoted = place.gauntlet("run", "toy", "--why", "the world turned round", *asked)
     assert promoted.json is not None, promoted.printed[-2000:]
     assert "Step `ingest` has started" in promoted.printed, "the CSV is another one"
     assert (promoted.json["verdict"], promoted.json["champion"]) == ("promoted", 2)
@@ -163,6 +168,49 @@ def test_show_history_doctor_and_rollback(first: Done, second: Done, place: Plac
     assert back.code == 0 and back.json is not None and back.json["champion"] == 1
     health = place.gauntlet("doctor")
     assert health.code == 0, health.printed
+
+
+def _report(place: Place, versions: str) -> tuple[str, list[str]]:
+    """A report as Markdown, and the lines of its table of figures."""
+    done = place.gauntlet("report", "toy", "--format", "md", "--versions", versions)
+    assert done.json is not None, done.printed[-3000:]
+    figures = done.json["text"].partition("### Figures")[2].partition("\n### ")[0].splitlines()
+    return done.json["text"], [line for line in figures if line.startswith("| ") and " better by " not in line]
+
+
+def test_versions_stand_side_by_side_with_intervals_whether_they_met_or_not(place: Place, second: Done) -> None:
+    if len(place.gauntlet("history", "toy").json["versions"]) < 2:  # type: ignore[index]
+        pytest.skip("there is no v2: the test before this one was not run")
+    text, figures = _report(place, "1,2")
+    assert "was not judged against" not in text
+    assert len(figures) == 9 and all(INTERVAL.search(line) for line in figures), figures
+    text, figures = _report(place, "2,1")
+    assert "v1 was not judged against v2: this report put both on the test rows of v1." in text
+    assert "| figure | champion v2 | challenger v1 | better by |" in text
+    assert len(figures) == 9 and all(INTERVAL.search(line) for line in figures), figures
+    assert re.search(r"\| \*\*roc_auc\*\* \| 0\.\d+ \| 0\.\d+ \(\S+ to \S+\) \| \+0\.\d+ \(\+", figures[0]), figures[0]
+    (split,) = (place.home / "zenml").glob("local_stores/*/split")
+    away = split.rename(split.with_name("away"))
+    text, figures = _report(place, "2,1")
+    away.rename(split)
+    assert "no interval of a paired difference because the test rows of v1 are not at hand any more (" in text
+    assert len(figures) == 9 and not any(INTERVAL.search(line) for line in figures), figures
+
+
+def test_settings_of_a_run_are_shown_and_go_with_what_is_decided_by_hand(place: Place, second: Done) -> None:
+    if len(place.gauntlet("history", "toy").json["versions"]) < 2:  # type: ignore[index]
+        pytest.skip("there is no v2: the test before this one was not run")
+    assert f"- judged with --set: {SETTING}" in _report(place, "2")[0].replace("\\", "")
+    done = place.gauntlet("promote", "toy", "2", "--override", "improvement", "--why", "it is the better one")
+    assert done.code == 0, done.printed[-3000:]
+    last = place.gauntlet("history", "toy").json["entries"][-1]  # type: ignore[index]
+    assert (last["action"], last["why"]) == ("promote", "it is the better one")
+    assert last["payload"]["settings"] == [SETTING]
+    env = place.env | {"COLUMNS": "400"}
+    command = [sys.executable, "-m", "flows", "history", "toy"]
+    shown = subprocess.run(command, env=env, capture_output=True, text=True).stdout
+    assert shown.count(f"(judged with --set {SETTING})") == 2, shown
+    assert place.gauntlet("rollback", "toy", "--to", "1").code == 0
 
 
 def test_editing_a_plain_function_makes_its_step_run_again(place: Place, tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ def test_a_new_optional_column_is_compared_and_wins(champion: Release, tmp_path:
     assert 0.05 < paired.low < paired.estimate < paired.high
     assert paired.mcnemar_p is not None and paired.mcnemar_p < 1e-6
     assert (paired.rows, paired.resamples) == (compared.rows, 1000)
+    judged = evaluate_release(challenger, split_frame(config, frame).train, test, 100, champion, 1)
+    assert judged.differences == compared.differences(), "on the compared rows, not on all test rows"
+    assert set(judged.differences) == set(compared.challenger)
     assert verdict_on(config, compared).decision == "promoted"
     assert challenger.schema.inputs.keys() == {"a", "b", "c"}
 

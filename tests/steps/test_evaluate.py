@@ -18,7 +18,7 @@ from steps.compare import compare, unseen
 from steps.evaluate import Evaluation, evaluate, evaluate_release, record
 from steps.explanations import mean_effects, permutation_importance
 from steps.families import build_pipeline
-from steps.metrics import compute_metrics
+from steps.metrics import compute_metrics, greater_is_better
 from steps.split import in_test, split_frame
 from steps.train import fit_family
 from steps.validate import QualityReport
@@ -77,6 +77,14 @@ def test_champion_and_challenger_get_the_same_rows_each_by_its_own_pipeline(hear
     for figures, release in ((judged.champion, champion), (judged.challenger_compared, heart)):
         assert figures == compute_metrics(config, release.schema.labels, truth, release.answer(rows.test))
     assert (judged.rows, judged.champion_version, judged.notes) == (len(rows.test), 4, ())
+    assert judged.paired is not None and judged.champion is not None and judged.challenger_compared is not None
+    assert set(judged.differences) == set(judged.challenger) == set(judged.intervals)
+    decides = judged.differences[config.metric]
+    assert (decides.low, decides.high) == (judged.paired.low, judged.paired.high)
+    for name, each in judged.differences.items():
+        gain = judged.challenger_compared[name] - judged.champion[name]
+        assert each.estimate == pytest.approx(gain if greater_is_better(name) else -gain)
+        assert each.low < each.estimate < each.high
 
 
 def test_a_champion_whose_release_cannot_be_read_leaves_the_challenger_to_a_person(

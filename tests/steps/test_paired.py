@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,15 @@ from models.config import ModelConfig
 from models.errors import DataError
 from steps import paired as module
 from steps.counted import BY_LABEL, score_labels, score_rows
+from steps.measure import measure
 from steps.metrics import compute_metrics, greater_is_better
-from steps.paired import mcnemar, paired_difference
+from steps.paired import Side, mcnemar, paired_difference, paired_differences
 from tests.steps.arena import config_of
 
 LABELS = ("a", "b", "c")
-MANY = ("roc_auc", "log_loss", "brier")
-OTHERS = (*MANY, "pr_auc")
+BOTH = ("roc_auc", "log_loss", "brier", "ece")
+OTHERS = (*BOTH, "pr_auc")
+MANY = (*BOTH, "pr_auc_macro")
 
 
 def classifier(metric: str, classes: int) -> ModelConfig:
@@ -149,6 +152,66 @@ def test_rows_that_do_not_allow_the_interval_are_an_error() -> None:
         paired_difference(classifier("accuracy", 2), LABELS[:2], truth[:1], taken(old, [0]), taken(new, [0]))
 
 
+def sides(config: ModelConfig, labels: Any, truth: Any, *said: Answers) -> list[Side]:
+    return [Side(one, compute_metrics(config, labels, truth, one)) for one in said]
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(300, 0), (300, 2), (300, 3), (52_000, 0), (52_000, 2), (52_000, 3)])
+def test_each_figure_s_difference_is_the_one_that_would_decide(rows: int, classes: int) -> None:
+    """Drawn at once, of few rows one by one and of many in bags: the same resamples, the same bounds."""
+    truth, old, new = example(rows, classes) if classes else numbers(rows)
+    labels, other = LABELS[:classes], "accuracy" if classes else "rmse"
+    names = (*BOTH, "pr_auc" if classes == 2 else "pr_auc_macro") if classes else ("mae", "r2")
+    config = classifier(other, classes) if classes else regressor(other)
+    found = paired_differences(config, labels, truth, *sides(config, labels, truth, old, new))
+    assert set(names) <= set(found) and other not in found
+    for name in names:
+        alone = paired_difference(config.model_copy(update={"metric": name}), labels, truth, old, new)
+        each = found[name]
+        assert (each.estimate, each.low, each.high) == pytest.approx((alone.estimate, alone.low, alone.high)), name
+        assert each.estimate > 0 or name == "ece"
+
+
+def test_the_differences_in_labels_are_those_of_rows_drawn_one_by_one() -> None:
+    truth, old, new = example(200, 3)
+    config = classifier("roc_auc", 3)
+    gains: dict[str, list[float]] = {name: [] for name in BY_LABEL}
+    for rows in np.random.default_rng(99).integers(200, size=(400, 200)):
+        before, now = (compute_metrics(config, LABELS, truth[rows], taken(one, rows)) for one in (old, new))
+        for name, known in gains.items():
+            known.append(now[name] - before[name])
+    found = paired_differences(config, LABELS, truth, *sides(config, LABELS, truth, old, new))
+    for name, known in gains.items():
+        low, high = np.quantile(known, (0.025, 0.975))
+        assert found[name].low == pytest.approx(low, abs=(high - low) / 5)
+        assert found[name].high == pytest.approx(high, abs=(high - low) / 5)
+
+
+def test_what_was_drawn_for_the_challenger_s_own_intervals_is_not_drawn_again() -> None:
+    truth, old, new = example(300, 2)
+    own = {"right": {"function": f"{__name__}:share_right"}, "b": {"function": f"{__name__}:unasked"}}
+    config = config_of(target={"column": "y", "labels": list(LABELS[:2])}, gates={}, evaluation={"metrics": own})
+    champion, challenger = sides(config, LABELS[:2], truth, old, new)
+    known = measure(config, LABELS[:2], truth, new).drawn
+    ASKED.clear()
+    found = paired_differences(config, LABELS[:2], truth, champion, replace(challenger, drawn=known))
+    assert len(ASKED) == config.evaluation.resamples, "the champion's"
+    assert found == paired_differences(config, LABELS[:2], truth, champion, challenger)
+    assert found["right"].estimate == challenger.figures["accuracy"] - champion.figures["accuracy"] > 0
+    assert found["right"].low < found["right"].estimate < found["right"].high
+    assert found["b"].model_dump() == {"estimate": 0, "low": 0, "high": 0}
+
+
+def test_a_difference_that_most_resamples_do_not_allow_is_left_out() -> None:
+    truth, old, new = example(200, 2)
+    config = classifier("accuracy", 2)
+    truth[:] = "a"
+    assert "roc_auc" not in paired_differences(config, LABELS[:2], truth, *sides(config, LABELS[:2], truth, old, new))
+    truth[0] = "b"
+    found = paired_differences(config, LABELS[:2], truth, *sides(config, LABELS[:2], truth, old, new))
+    assert "roc_auc" in found, "63 of 100 resamples have the one row"
+
+
 def share_right(truth: Any, predicted: Any, probabilities: Any) -> float:
     return float(np.mean(truth == predicted))
 
@@ -163,3 +226,24 @@ def test_a_figure_of_the_user_s_own_is_compared_as_the_same_shipped_one() -> Non
     shipped = paired_difference(classifier("accuracy", 2), LABELS[:2], truth, champion, challenger)
     assert mine.estimate == pytest.approx(shipped.estimate)
     assert (mine.low, mine.high) == pytest.approx((shipped.low, shipped.high), abs=0.01)
+
+
+ASKED: list[int] = []
+
+
+def unasked(truth: Any, predicted: Any, probabilities: Any) -> float:
+    ASKED.append(len(truth))
+    return 0.0
+
+
+def test_of_the_user_s_figures_only_the_deciding_one_is_computed_anew_for_each_resample() -> None:
+    truth, champion, challenger = example(100, 2)
+    own = {
+        name: {"function": f"{__name__}:{function}"} for name, function in (("right", "share_right"), ("b", "unasked"))
+    }
+    config = config_of(
+        metric="right", target={"column": "y", "labels": list(LABELS[:2])}, gates={}, evaluation={"metrics": own}
+    )
+    ASKED.clear()
+    paired_difference(config, LABELS[:2], truth, champion, challenger)
+    assert ASKED == []

@@ -25,7 +25,7 @@ from steps.markdown import plain, to_markdown
 from steps.page import to_html
 from steps.plots import confusion_plot
 from steps.promote import decide
-from steps.report import report
+from steps.report import decision_section, report
 from tests.steps.arena import Arena, against, config_of, evaluation_of, package_of
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>|`[x](http://evil.example/)"
@@ -125,6 +125,29 @@ def test_the_report_has_differences_with_intervals_gates_and_explanations(arena:
     assert "### Calibration" not in text, "nothing is shown of what was not measured"
 
 
+def test_every_figure_s_difference_has_its_interval_and_an_old_evaluation_the_plain_difference(arena: Arena) -> None:
+    judged = Judged.of(open_ledger().history(arena.model)[-1])
+    old = {
+        **judged.evaluation,
+        "champion": {"accuracy": 0.8, "log_loss": 0.5, "ece": 0.05},
+        "challenger_compared": {"accuracy": 0.9, "log_loss": 0.4, "ece": 0.07},
+    }
+    del old["differences"]
+    text = to_markdown(card_of(replace(judged, evaluation=old)))
+    assert "| log_loss ↓ | 0.5 | 0.4 | +0.1 |" in text and "| +0.1 (+0.04 to +0.16) |" in text
+    differences = {
+        "accuracy": {"estimate": 0.1, "low": 0.04, "high": 0.16},
+        "log_loss": {"estimate": 0.1, "low": -0.02, "high": 0.3},
+    }
+    card = card_of(replace(judged, evaluation={**old, "differences": differences}))
+    text = to_markdown(card)
+    assert "| **accuracy** | 0.8 | 0.9 (0.84 to 0.95) | +0.1 (+0.04 to +0.16) |" in text
+    assert "| log_loss ↓ | 0.5 | 0.4 | +0.1 (-0.02 to +0.3) |" in text
+    assert "| ece ↓ | 0.05 | 0.07 | -0.02 |" in text, "a figure that too few resamples allow"
+    assert "Better by: positive where the challenger is better, with the 95 % interval" in text
+    assert to_html(card).count('class="span"') == 2
+
+
 def test_where_other_rows_were_compared_the_own_test_rows_keep_their_intervals(arena: Arena) -> None:
     judged = Judged.of(open_ledger().history(arena.model)[-1])
     told = {**judged.evaluation, "test_rows": 400, "challenger": {"accuracy": 0.88}}
@@ -152,8 +175,18 @@ def test_two_versions_side_by_side_that_never_met(arena: Arena) -> None:
     text = report(arena.model, (2, 1), "md")
     assert "| figure | champion v2 | challenger v1 | better by |" in text
     assert "v1 was not judged against v2: each has the figures of its own test rows, from the same data" in text
+    assert "no interval of a paired difference because the test rows of v1 are not at hand: its MLflow run" in text
     assert report(arena.model, (1, 2), "md") == report(arena.model, form="md"), "they did meet"
     assert "| **accuracy** | 0.8 |" not in report(arena.model, (1,), "md")
+
+
+def test_settings_that_are_not_the_yaml_s_are_on_card_and_report(arena: Arena) -> None:
+    judged = Judged.of(open_ledger().history(arena.model)[-1])
+    asked = replace(judged, payload={**judged.payload, "settings": ["gates.ece.max=0.2", HOSTILE]})
+    for document in (card_of(asked), Document("t", "", (decision_section(asked),))):
+        assert f"judged with --setgates.ece.max=0.2, {HOSTILE}" in Page(to_html(document)).text
+        assert "- judged with --set: gates.ece.max=0.2, &lt;script&gt;" in to_markdown(document)
+    assert "judged with --set" not in to_markdown(card_of(judged))
 
 
 def test_what_was_never_judged_is_said(arena: Arena) -> None:
