@@ -30,6 +30,7 @@ FIGURES: Mapping[str, str] = {
     "classes": "Classes",
     "calibration": "Calibration",
     "slices": "Slices",
+    "unjudged": "Slices that were not judged",
     "behaviour": "Behaviour",
     "cross_validation": "Cross-validation",
 }
