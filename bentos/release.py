@@ -483,8 +483,7 @@ def _reference(
     known = train.drop(columns=personal, errors="ignore").reset_index(drop=True)
     sample = known.sample(min(len(known), REFERENCE_ROWS), random_state=config.seed).sort_index()
     texts = [name for name in known if name in config.columns and config.columns[name].type == "text"]
-    most = REFERENCE_CHARACTERS // max(len(sample), 1)
-    sample = sample.assign(**{name: sample[name].str[-most:] for name in texts})
+    sample = sample.assign(**{name: cut_texts(sample, sample[name]) for name in texts})
     buffer = io.BytesIO()
     sample.to_parquet(buffer, index=False)
     types = {name: column.type for name, column in config.columns.items()}
@@ -495,6 +494,11 @@ def _reference(
         "reference/sample.parquet": buffer.getvalue(),
         "reference/summary.json": _json({"rows": whole.rows, "sampled": len(sample), "columns": dict(whole.columns)}),
     }
+
+
+def cut_texts(reference: "pd.DataFrame", texts: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Texts as far as a Release's reference of that many rows keeps them: their ends."""
+    return texts.str[-(REFERENCE_CHARACTERS // max(len(reference), 1)) :]
 
 
 def _background(pipeline: "Pipeline", sample: "pd.DataFrame") -> list[float]:

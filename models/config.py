@@ -414,7 +414,10 @@ class ModelConfig(Section):
     tuning: Tuning = Tuning()
     evaluation: Evaluating = Evaluating()
     fairness: Fairness = Fairness()
-    gates: dict[str, Floor] = Field(default_factory=dict)
+    gates: dict[str, Floor] = Field(
+        default_factory=dict,
+        description="By name: a figure, recall:CLASS, slice (every slice), slice:COLUMN, slice:COLUMN:VALUE, …",
+    )
     promotion: Promotion = Promotion()
     card: Card = Card()
     serving: Serving = Serving()

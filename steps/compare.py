@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from bentos.frame import canonical_text, spelling, to_frame
-from bentos.release import Answers, Release
+from bentos.release import Answers, Release, cut_texts
 from models.config import Column, ModelConfig
 from models.errors import DataError, GauntletError
+from steps.hashes import content_hashes
 from steps.metrics import compute_metrics
 from steps.paired import Difference, Paired, Side, paired_difference, paired_differences
 from steps.split import hashed_columns, in_test
@@ -94,11 +95,13 @@ class _Reading:
         frame: All rows, its own columns typed by its own configuration.
         whole: Shape (n,) of bool: rows of which it can read every value.
         unread: Column and reason to the number of values that it cannot read.
+        unsplit: Columns that its split by content hashes and that the rows do not have.
     """
 
     frame: pd.DataFrame
     whole: Array
     unread: Mapping[tuple[str, str], int]
+    unsplit: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Meeting:
         readable: Of them those that the champion can read all.
         left: Of them those that it was not trained on either.
         unread: Column and reason to the number of values that it cannot read.
+        unsplit: Columns that its split by content hashes and that the rows do not have.
         truth: Shape (left,): labels or numbers; empty where nobody was asked.
         champion: Its answers to those left; None where nobody was asked.
         challenger: Its answers to the same.
@@ -119,6 +123,7 @@ class Meeting:
     readable: int
     left: int
     unread: Mapping[tuple[str, str], int]
+    unsplit: tuple[str, ...]
     truth: Array
     champion: Answers | None = None
     challenger: Answers | None = None
@@ -127,9 +132,9 @@ class Meeting:
 def compare(config: ModelConfig, challenger: Release, champion: Release, name: str, test: pd.DataFrame) -> Comparison:
     """Put champion and challenger on the same raw rows, none of which either was trained on.
 
-    Each types and prepares the rows by its own configuration. Of rows that the champion cannot read all,
-    `promotion.min_rows` are needed. A champion that has another target, cannot read the rows or fails on them is no
-    error: the notes say why there are no figures.
+    Each types and prepares the rows by its own configuration. Where the champion cannot read all rows, or reads a
+    column that is gone as missing, `promotion.min_rows` are needed. A champion that has another target, cannot read
+    the rows or fails on them is no error: the notes say why there are no figures.
 
     Args:
         config: The challenger's configuration: its metric is the one that counts.
@@ -229,8 +234,8 @@ def meet(config: ModelConfig, challenger: Release, champion: Release, test: pd.D
         challenger: The new Release.
         champion: The present one.
         test: Typed test rows of the challenger, with the target.
-        least: Where some rows cannot be read, so many are needed for anybody to be asked; `promotion.min_rows` when
-            below 0.
+        least: Where some rows cannot be read, or lack a column, so many are needed for anybody to be asked;
+            `promotion.min_rows` when below 0.
 
     Raises:
         DataError: The champion cannot read the rows or fails on them.
@@ -238,10 +243,13 @@ def meet(config: ModelConfig, challenger: Release, champion: Release, test: pd.D
     rows = test[unseen(challenger, test)]
     read = _read_by(champion, config.columns, rows)
     new = read.whole.copy()
-    new[read.whole] = unseen(champion, read.frame[read.whole])
+    fit = read.frame[read.whole]
+    new[read.whole] = _unlearnt(champion, fit, read.unsplit) if read.unsplit else unseen(champion, fit)
     readable, left = int(read.whole.sum()), int(new.sum())
-    met = Meeting(len(rows), readable, left, read.unread, rows[new][config.target.column].to_numpy())
-    if not left or (readable < len(rows) and left < (config.promotion.min_rows if least < 0 else least)):
+    truth = rows[new][config.target.column].to_numpy()
+    met = Meeting(len(rows), readable, left, read.unread, read.unsplit, truth)
+    altered = readable < len(rows) or bool(_gone(config, champion))
+    if not left or (altered and left < (config.promotion.min_rows if least < 0 else least)):
         return met
     return replace(met, champion=_answered_by(champion, read.frame[new]), challenger=challenger.answer(rows[new]))
 
@@ -252,10 +260,10 @@ def concluded(config: ModelConfig, challenger: Release, champion: Release, name:
     Raises:
         DataError: The rows do not allow the model's metric, or its interval.
     """
-    notes = _notes(config, champion, name, met)
-    if met.readable == met.rows and not met.left:
+    notes, gone = _notes(config, champion, name, met), _gone(config, champion)
+    if met.readable == met.rows and not met.left and not met.unsplit:
         return no_figures(f"{name} was trained on all {met.rows} test rows")
-    if met.readable < met.rows and met.left < config.promotion.min_rows:
+    if (met.readable < met.rows or gone) and met.left < config.promotion.min_rows:
         return no_figures(
             *notes, f"{met.left} rows are left to compare on, at least {config.promotion.min_rows} are asked"
         )
@@ -287,16 +295,17 @@ def other_target(config: ModelConfig, theirs: ModelConfig) -> str:
 def _read_by(champion: Release, typed_by: Mapping[str, Column], rows: pd.DataFrame) -> _Reading:
     """Type rows that were typed by other columns again, by the champion's own configuration.
 
-    A column that is gone is read as missing, where the champion allows that and its split does not go by it.
+    A column that is gone is read as missing, where the champion allows that and does not split by it alone.
 
     Raises:
-        DataError: A column that it reads is absent.
+        DataError: A column that it reads is absent, and must not be.
     """
     config = champion.config
     split_by = [config.split.column] if config.split.column else hashed_columns(config)
     absent = [name for name in champion.schema.inputs if name not in rows.columns]
-    if needed := [name for name in absent if name in split_by or not champion.schema.inputs[name].missing]:
+    if needed := [name for name in absent if name == config.split.column or not champion.schema.inputs[name].missing]:
         raise DataError(f"the rows lack {len(needed)} columns that it reads: {', '.join(needed[:5])}")
+    unsplit = () if config.split.column else tuple(name for name in split_by if name not in rows.columns)
     rows = rows.assign(**dict.fromkeys(absent, np.nan))
     used = {*champion.schema.inputs, *split_by}
     columns = {name: column for name, column in config.columns.items() if name in used and name in rows.columns}
@@ -307,7 +316,36 @@ def _read_by(champion: Release, typed_by: Mapping[str, Column], rows: pd.DataFra
             bad[name, "what another type or other missing_values made of a value"] = lost
     whole = ~np.any([np.zeros(len(rows), dtype=bool), *bad.values()], axis=0)
     unread = {told: int(cells.sum()) for told, cells in bad.items()}
-    return _Reading(rows.assign(**{name: typed.frame[name] for name in columns}), whole, unread)
+    return _Reading(rows.assign(**{name: typed.frame[name] for name in columns}), whole, unread, unsplit)
+
+
+def _unlearnt(champion: Release, rows: pd.DataFrame, unsplit: Sequence[str]) -> Array:
+    """Which rows differ from every row that it was trained on, in the columns that are left: shape (n,) of bool.
+
+    Without a column that its split hashes, the split cannot say what it learnt; its Release can, as long as it keeps
+    all training rows and not a sample of them.
+
+    Raises:
+        DataError: It keeps a sample, or no column is left.
+    """
+    summary, lacking = champion.reference_summary, ", ".join(unsplit[:5])
+    if summary["sampled"] < summary["rows"]:
+        raise DataError(
+            f"the rows lack {len(unsplit)} columns that its split goes by ({lacking}), and its Release keeps "
+            f"{summary['sampled']:,} of its {summary['rows']:,} training rows: which rows it learnt cannot be told"
+        )
+    left = [name for name in hashed_columns(champion.config) if name not in unsplit]
+    if not left:
+        raise DataError(f"the rows lack all columns that its split goes by ({lacking})")
+    learnt = champion.reference()
+    texts = [name for name in left if champion.config.columns[name].type == "text"]
+    rows = rows.assign(**{name: cut_texts(learnt, rows[name]) for name in texts})
+    return ~np.isin(content_hashes(rows, left), content_hashes(learnt, left))
+
+
+def _gone(config: ModelConfig, champion: Release) -> list[str]:
+    """Columns that the champion reads and the challenger's rows do not have."""
+    return [column for column in champion.schema.inputs if column not in config.columns]
 
 
 def _lost(column: Column, typed_by: Column, cells: "pd.Series[Any]") -> Array:
@@ -335,13 +373,14 @@ def _in_words(unread: Mapping[tuple[str, str], int]) -> tuple[str, ...]:
 
 def _notes(config: ModelConfig, champion: Release, name: str, met: Meeting) -> list[str]:
     rows, readable, left = met.rows, met.readable, met.left
-    gone = [column for column in champion.schema.inputs if column not in config.columns]
+    gone = _gone(config, champion)
     notes = [f"{name} reads {', '.join(gone[:5])} as missing: there is no such column any more"] if gone else []
     if readable < rows:
         notes.append(f"{name} cannot read {rows - readable} of {rows} test rows: {'; '.join(_in_words(met.unread))}")
     if left < readable:
         of = "test rows" if readable == rows else "test rows that it can read"
-        notes.append(f"{name} was trained on {readable - left} of {readable} {of}")
+        learnt = "learnt the values in the columns that are left of" if met.unsplit else "was trained on"
+        notes.append(f"{name} {learnt} {readable - left} of {readable} {of}")
     if champion.config.metric != config.metric:
         notes.append(f"{name} was made for {champion.config.metric}; both are judged by {config.metric}")
     return notes

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from bentos.release import REFERENCE_CHARACTERS
+from bentos.release import cut_texts
 from models.config import Column, ModelConfig
 from models.errors import bounded
 from models.monitoring import Distance, Monitoring
@@ -204,11 +204,6 @@ def bounded_sample(window: pd.DataFrame, seed: int) -> pd.DataFrame:
     if len(window) <= SAMPLE:
         return window
     return window.iloc[np.sort(np.random.default_rng(seed).choice(len(window), SAMPLE, replace=False))]
-
-
-def cut_texts(reference: pd.DataFrame, texts: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Texts as far as a Release's reference of that many rows keeps them: their ends."""
-    return texts.str[-(REFERENCE_CHARACTERS // max(len(reference), 1)) :]
 
 
 def _entities(config: ModelConfig, reference: pd.DataFrame) -> Entities | None:

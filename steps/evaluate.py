@@ -43,7 +43,7 @@ from steps.plots import (
     roc_plot,
     slices_plot,
 )
-from steps.slices import Slice, slices
+from steps.slices import Slice, Unjudged, slices, unjudged
 from steps.train import fit_family
 from steps.validate import QualityReport
 
@@ -88,6 +88,7 @@ class Evaluation(BaseModel):
         classes: The same class by class; empty for a regression.
         calibration: The challenger's probabilities beside what happened; empty for a regression.
         slices: Parts of the test rows: those that the YAML asks for, then the worst ones found.
+        unjudged: Slices that the YAML asks for and that are too small, or do not allow the metric.
         cross_validation: What the challenger's configuration scored on the folds of the training rows.
         fairness: Rates of the groups of sensitive columns; None where there is no such column.
     """
@@ -123,6 +124,7 @@ class Evaluation(BaseModel):
     classes: tuple[ClassFigures, ...] = ()
     calibration: tuple[CalibrationBin, ...] = ()
     slices: tuple[Slice, ...] = ()
+    unjudged: tuple[Unjudged, ...] = ()
     cross_validation: CrossValidated | None = None
     fairness: FairnessReport | None = None
     notes: tuple[str, ...] = ()
@@ -203,6 +205,7 @@ def evaluation_of(
     figures = compute_metrics(config, labels, found.truth, found.answers)
     measured = measure(config, labels, found.truth, found.answers)
     dummy, linear = _simplest(config, labels, found)
+    parts = slices(config, labels, found.looked, found.said, figures[config.metric])
     return Evaluation(
         model=config.name,
         release_digest=release.digest,
@@ -227,7 +230,8 @@ def evaluation_of(
         intervals=measured.intervals,
         classes=measured.classes,
         calibration=measured.calibration,
-        slices=slices(config, labels, found.looked, found.said, figures[config.metric]),
+        slices=parts,
+        unjudged=unjudged(config, found.looked, parts),
         cross_validation=cross_validated(release.evidence.get("tuning")),
         fairness=assess_fairness(release, found.train, found.looked, found.said),
     )

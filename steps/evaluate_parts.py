@@ -172,6 +172,7 @@ def _compared(release: Release, champion: Release, name: str, found: Sequence[_S
         readable=sum(one.readable for one in met),
         left=sum(one.left for one in met),
         unread={(key.split("\0")[0], key.split("\0")[1]): count for key, count in unread.items()},
+        unsplit=met[0].unsplit if met else (),
         truth=np.concatenate([one.truth for one in met]),
         champion=_joined(theirs) if theirs else None,
         challenger=_joined(ours) if ours else None,

@@ -11,6 +11,7 @@ _WORDS: Mapping[str, str] = {
     "tpr": "true positive rate",
     "fpr": "false positive rate",
     "precision": "precision",
+    "mean_error": "mean error",
 }
 
 
@@ -23,12 +24,7 @@ def fairness_part(found: Mapping[str, Any] | None) -> Part:
     if not found:
         return Part("Fairness", ())
     report = FairnessReport.model_validate(found)
-    of = f" of '{report.positive}'" if report.positive else ""
-    said = (
-        f"Rates{of} on the test rows. Intervals hold {number(100 * report.confidence)} % of {report.resamples:,} "
-        f"resamples; those of gaps hold for all groups together. Groups under {report.min_rows} rows are not judged."
-    )
-    blocks: list[Block] = [Text(said)]
+    blocks: list[Block] = [Text(_about(report))]
     if report.gaps:
         blocks.append(_gaps(report.gaps))
     blocks += [_groups(report)] if report.groupings else []
@@ -37,6 +33,18 @@ def fairness_part(found: Mapping[str, Any] | None) -> Part:
     if report.notes:
         blocks.append(Bullets(report.notes))
     return Part("Fairness", tuple(blocks))
+
+
+def _about(report: FairnessReport) -> str:
+    """How the rates were found; a regression's mean errors have no resamples."""
+    share, few = number(100 * report.confidence), f"Groups under {report.min_rows} rows are not judged."
+    if not report.resamples:
+        return f"Mean errors on the test rows, with {share} % intervals by the normal distribution. {few}"
+    of = f" of '{report.positive}'" if report.positive else ""
+    return (
+        f"Rates{of} on the test rows. Intervals hold {share} % of {report.resamples:,} resamples; those of gaps hold "
+        f"for all groups together. {few}"
+    )
 
 
 def _gaps(gaps: Sequence[Gap]) -> Table:

@@ -30,6 +30,7 @@ FIGURES: Mapping[str, str] = {
     "classes": "Classes",
     "calibration": "Calibration",
     "slices": "Slices",
+    "unjudged": "Slices that were not judged",
     "behaviour": "Behaviour",
     "cross_validation": "Cross-validation",
 }
@@ -78,7 +79,8 @@ def gates_part(gates: Sequence[Gate]) -> Part:
 
 def group_parts(judged: Judged) -> tuple[Part, ...]:
     """Fairness, classes, calibration, slices, behaviour: whatever of these was measured."""
-    shown = [Part(title, records(judged.evaluation.get(key))) for key, title in FIGURES.items()]
+    tables = {"calibration": _calibration(judged.evaluation.get("calibration") or ())}
+    shown = [Part(title, tables.get(key, records(judged.evaluation.get(key)))) for key, title in FIGURES.items()]
     parts = (fairness_part(judged.evaluation.get("fairness")), *shown)
     return tuple(part for part in parts if part.blocks)
 
@@ -160,6 +162,18 @@ def notes_part(judged: Judged) -> Part:
     """What a reader of the figures has to know."""
     notes = (*judged.notes, *(str(note) for note in judged.evaluation.get("notes") or ()))
     return Part("Notes", (Bullets(notes),) if notes else ())
+
+
+def _calibration(bins: Sequence[Mapping[str, Any]]) -> tuple[Block, ...]:
+    """What was said beside what happened; a bin's ends are no interval of either."""
+    rows = tuple(
+        (
+            Cell(f"above {number(one['low'])} up to {number(one['high'])}"),
+            *(Cell(number(one[name])) for name in ("rows", "said", "happened")),
+        )
+        for one in bins
+    )
+    return (Table(("probability", "rows", "said", "happened"), rows),) if rows else ()
 
 
 def _beside(judged: Judged, champion: Mapping[str, Any], compared: Mapping[str, Any]) -> Table:

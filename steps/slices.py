@@ -31,6 +31,7 @@ TRIED = 3  # times as many as are to be found
 CELLS = 1_024
 NEAR = 1.96  # standard errors: what is surely worse than the whole
 APART = 3.0  # likewise, worse than both its parts: of so many pairs some look worse by chance
+MISSING = "missing"
 UNBOUNDED = ("mae", "rmse", "log_loss")
 
 
@@ -59,6 +60,16 @@ class Slice(BaseModel):
     gap: float
     sure_gap: float
     found: bool
+
+
+class Unjudged(BaseModel):
+    """A part of the test rows that is too small to be judged, or does not allow the metric; fields as of `Slice`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    where: str
+    columns: tuple[str, ...]
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -175,16 +186,36 @@ def slices(
     return (*(one for one in known if one), *worse[: asked.find])
 
 
+def unjudged(config: ModelConfig, test: pd.DataFrame, judged: Sequence[Slice]) -> tuple[Unjudged, ...]:
+    """The slices that the YAML asks for and that are not among the `judged` ones."""
+    known = {one.where for one in judged}
+    parts = {part.column: part for part in _parts(config, test, config.evaluation.slices.columns)}
+    return tuple(
+        Unjudged(where=name, columns=(column,), rows=len(rows))
+        for column in config.evaluation.slices.columns
+        for name, rows in _members(parts.get(column), 1)
+        if name not in known
+    )
+
+
+def slice_names(column: str, value: str) -> tuple[str, ...]:
+    """What the slice of one value of a column may be called; `missing` is also the slice without a value."""
+    of_value = f"{column} = {_text(value)}"
+    return (of_value, f"{column} {MISSING}") if value == MISSING else (of_value,)
+
+
 def slice_gap(slices: Sequence[Slice]) -> float | None:
     """How far the worst slice surely lies behind the whole, at least 0; None without slices. See `Slice.gap`."""
     return max((0.0, *(one.sure_gap for one in slices))) if slices else None
 
 
-def _parts(config: ModelConfig, test: pd.DataFrame) -> Iterator[Part]:
+def _parts(config: ModelConfig, test: pd.DataFrame, only: Sequence[str] | None = None) -> Iterator[Part]:
     kinds = {name: column.type for name, column in config.columns.items() if not column.personal}
     derived = {name: e for name, e in expressions(config).items() if set(config.derived[name].inputs) <= set(test)}
     made = derive(test, derived)
     for name in (*kinds, *derived):
+        if only is not None and name not in only:
+            continue
         if name in made:
             yield _part(name, made[name])
         elif name in test and kinds[name] != "text":
@@ -206,7 +237,7 @@ def _part(name: str, values: "pd.Series[Any]") -> Part:
         place = np.full(len(found) + 1, -1)
         place[kept] = np.arange(len(kept))
         codes, names = place[codes], [f"{name} = {_text(found[at])}" for at in kept]
-    return Part(name, (*names, f"{name} missing"), np.where(missing, len(names), codes))
+    return Part(name, (*names, f"{name} {MISSING}"), np.where(missing, len(names), codes))
 
 
 def _text(value: Any) -> str:

@@ -16,6 +16,7 @@ from steps.figures import BY_CLASS
 from steps.metrics import best_value, metric_names
 from steps.package import Package
 from steps.paired import Paired
+from steps.slice_gate import SLICE, is_slice_gate, judge_slices, require_slices
 from steps.slices import slice_gap
 
 Decision = Literal["promoted", "kept", "rejected", "pending"]
@@ -102,8 +103,9 @@ def judge(config: ModelConfig, evaluation: Evaluation, package: Package, champio
     gates += [
         _floor_gate(name, floor, measured) if is_measured(config, name) else _no_figure(config, name, floor)
         for name, floor in config.gates.items()
-        if name not in others
+        if name not in others and not is_slice_gate(name)
     ]
+    gates += [_slice_gate(config, evaluation, name) for name in config.gates if is_slice_gate(name)]
     if _DRIFT in config.gates:
         gates.append(_drift_gate(config.gates[_DRIFT], evaluation))
     gates += [_gap_gate(config, evaluation, name) for name in GAP_GATES if name in config.gates]
@@ -141,15 +143,22 @@ def require_gates(config: ModelConfig, origins: Mapping[str, str] = _NO_ORIGINS)
     for name in config.gates:
         own = {origin for key, origin in origins.items() if key == "gates" or key.startswith(f"gates.{name}.")}
         if not is_measured(config, name) and own != {SHIPPED}:
-            known = (*metric_names(config, config.target.labels), *_FIGURES, _DRIFT, *GAP_GATES, *_REFERENCES)
+            known = (*metric_names(config, config.target.labels), *_FIGURES, SLICE, _DRIFT, *GAP_GATES, *_REFERENCES)
             classes = f"; by class: {'|'.join(BY_CLASS)}:CLASS" if config.task == "classification" else ""
             raise ConfigError(f"gates: nothing measures '{name}' (there is: {', '.join(known)}{classes})")
     require_gaps(config)
+    require_slices(config)
 
 
 def is_measured(config: ModelConfig, name: str) -> bool:
     """Whether the task has the figure that a gate is named after."""
-    if name in (*metric_names(config, config.target.labels), *_FIGURES, _DRIFT, *GAP_GATES, *_REFERENCES):
+    if name in (
+        *metric_names(config, config.target.labels),
+        *_FIGURES,
+        _DRIFT,
+        *GAP_GATES,
+        *_REFERENCES,
+    ) or is_slice_gate(name):
         return True
     figure, _, label = name.partition(":")
     labels = config.target.labels
@@ -265,6 +274,21 @@ def _gap_gate(config: ModelConfig, evaluation: Evaluation, name: str) -> Gate:
         blocking=floor.blocking,
         verdict=judged.verdict,
         reason=bounded(judged.reason, REASON_LIMIT),
+    )
+
+
+def _slice_gate(config: ModelConfig, evaluation: Evaluation, name: str) -> Gate:
+    """A gate of the YAML on the worst of the slices that it is named after."""
+    floor = config.gates[name]
+    judged = judge_slices(config, evaluation.slices, evaluation.unjudged, name, floor)
+    return _gate(
+        name,
+        judged.passed,
+        judged.reason,
+        value=judged.value,
+        threshold=judged.threshold,
+        margin=judged.margin,
+        blocking=floor.blocking,
     )
 
 

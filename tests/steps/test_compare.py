@@ -111,6 +111,92 @@ def test_a_column_that_is_gone_is_read_as_missing_where_the_champion_allows_that
             assert compared.notes == ("v1 cannot be compared: the rows lack 1 columns that it reads: c",)
 
 
+OPTIONAL: dict[str, Any] = {**NUMBERS, "c": {"type": "number", "missing": 0.5}}
+
+
+def without_c(
+    folder: Path, frame: pd.DataFrame, columns: dict[str, Any] | None = None, **keys: Any
+) -> tuple[Release, ModelConfig, Comparison]:
+    """A champion that may do without column c, the configuration that has it no more, and how they compare."""
+    old = toy(OPTIONAL if columns is None else columns)
+    champion = released(folder / "r", old, split_frame(old, frame).train)
+    new = toy({name: column for name, column in old.model_dump(mode="json")["columns"].items() if name != "c"}, **keys)
+    _, compared = challenge(folder, new, frame.drop(columns="c"), champion)
+    return champion, new, compared
+
+
+def test_without_an_optional_column_the_champion_meets_rows_that_are_none_of_its_own(tmp_path: Path) -> None:
+    """Its split hashes the column that is gone; the rows that it learnt are those that its Release keeps."""
+    frame = table()
+    champion, config, compared = without_c(tmp_path, frame)
+    test = split_frame(config, frame).test
+    learnt = split_frame(champion.config, frame).train
+    fair = test[~test.set_index(["a", "b"]).index.isin(learnt.set_index(["a", "b"]).index)]
+    assert compared.rows == len(fair) > 400 and len(fair) < len(test) / 3
+    assert compared.champion == compute_metrics(
+        config, ("no", "yes"), fair["y"], champion.answer(fair.assign(c=np.nan))
+    )
+    assert compared.notes == (
+        "v1 reads c as missing: there is no such column any more",
+        f"v1 learnt the values in the columns that are left of {len(test) - len(fair)} of {len(test)} test rows",
+    )
+    assert verdict_on(config, compared).decision in ("promoted", "kept")
+
+
+def test_a_row_that_equals_a_learnt_one_in_what_is_left_of_it_is_not_compared(tmp_path: Path) -> None:
+    coarse = table().assign(a=table()["a"].round(0), b=table()["b"].round(0))
+    _, config, compared = without_c(tmp_path, coarse)
+    verdict = verdict_on(config, compared)
+    assert (verdict.decision, compared.rows) == ("pending", 0)
+    rows = len(split_frame(config, coarse).test)
+    assert "v1 learnt the values in the columns that are left of" in verdict.reason and str(rows) in verdict.reason
+    assert "rows are left to compare on, at least 200 are asked" in verdict.reason
+
+
+def test_a_champion_of_which_only_a_sample_of_its_rows_is_kept_waits_for_a_person(tmp_path: Path) -> None:
+    _, config, compared = without_c(tmp_path, table(26_000))
+    verdict = verdict_on(config, compared)
+    assert (verdict.decision, compared.rows) == ("pending", 0)
+    said = "the rows lack 1 columns that its split goes by (c), and its Release keeps 20,000 of its 2"
+    assert said in verdict.reason and "training rows: which rows it learnt cannot be told" in verdict.reason
+
+
+def test_without_a_column_at_least_200_rows_are_asked_though_all_can_be_read(tmp_path: Path) -> None:
+    _, config, compared = without_c(tmp_path, table(2_000))
+    verdict = verdict_on(config, compared)
+    assert (verdict.decision, compared.rows) == ("pending", 0)
+    assert "rows are left to compare on, at least 200 are asked" in verdict.reason
+    (tmp_path / "few").mkdir()
+    _, config, compared = without_c(tmp_path / "few", table(2_000), promotion={"min_rows": 50})
+    assert 50 <= compared.rows < 200 and verdict_on(config, compared).decision in ("promoted", "kept")
+
+
+def test_texts_are_told_by_the_ends_that_a_release_keeps(tmp_path: Path) -> None:
+    """Of 4,800 rows 1,666 characters a text are kept: the numbers at the beginning are lost, those at the end stay."""
+    words = np.array([f"{row} {'word ' * 400}{row}" for row in range(6_000)], dtype=object)
+    frame = table(6_000).assign(note=words, c=table(6_000)["c"])
+    columns = {"note": {"type": "text"}, "c": OPTIONAL["c"]}
+    champion, config, compared = without_c(tmp_path, frame, columns)
+    learnt = set(split_frame(champion.config, frame).train["note"])
+    assert not learnt & set(champion.reference()["note"]), "they are cut"
+    assert compared.rows == sum(note not in learnt for note in split_frame(config, frame).test["note"]) > 200
+
+
+def test_a_whole_evaluation_against_a_champion_without_a_column_goes_on_to_its_verdict(tmp_path: Path) -> None:
+    frame, old = table(6_000), toy(OPTIONAL)
+    champion = released(tmp_path / "r", old, split_frame(old, frame).train)
+    config, rest = numbers(), table(6_000).drop(columns="c")
+    split = split_frame(config, rest)
+    challenger = released(tmp_path / "c", config, split.train)
+    judged = record(
+        evaluate_release(challenger, split.train, split.test, 100, champion, 1), challenger, split.test, champion
+    )
+    assert judged.champion is not None and judged.paired is not None and judged.rows >= 200
+    verdict = judge(config, judged, package_of(2, "toy"), 1)
+    assert verdict.decision == "kept", "it lost the column that says most, and the champion was scored without it"
+    assert f"on {judged.rows} rows that neither was trained on" in verdict.reason
+
+
 def spelled(every: int) -> pd.DataFrame:
     """The table with words in column a in one row of `every`."""
     cells = [f"word{row % 3}" if row % every == 0 else str(value) for row, value in enumerate(table()["a"])]

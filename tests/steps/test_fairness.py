@@ -436,7 +436,7 @@ def _decided(knobs: dict[str, float], seed: int) -> str:
     config = _patients()
     figures = {"challenger": {"roc_auc": 0.9, "ece": 0.02}, "metric": "roc_auc"}
     verdict = judge(config, evaluation_of(fairness=_learnt(knobs, seed), **figures), package_of(1), None)
-    assert [gate.name for gate in verdict.gates if gate.verdict == "failed"] in ([], ["tpr_gap"])
+    assert [gate.name for gate in verdict.gates if gate.verdict == "failed" and gate.blocking] in ([], ["tpr_gap"])
     return verdict.decision
 
 

@@ -54,5 +54,15 @@ def test_the_plain_model_and_notes_stand_below() -> None:
     assert notes == Bullets(("few rows",))
 
 
+def test_a_regressions_mean_errors_are_not_said_to_be_resampled() -> None:
+    groups = (Group(values=("1",), rows=300, judged=True, rates={"mean_error": Rate(value=2.0, low=1.0, high=3.0)}),)
+    grouping = Grouping(columns=("sex",), groups=groups)
+    report = FairnessReport(positive="", confidence=0.9, resamples=0, min_rows=50, groupings=(grouping,))
+    said, table = fairness_part(json.loads(report.model_dump_json())).blocks
+    assert isinstance(said, Text) and "90 % intervals by the normal distribution" in said.text
+    assert "resamples" not in said.text
+    assert isinstance(table, Table) and table.columns[-1] == "mean error"
+
+
 def test_nothing_measured_is_no_part() -> None:
     assert fairness_part(None).blocks == ()

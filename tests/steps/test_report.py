@@ -148,6 +148,21 @@ def test_every_figure_s_difference_has_its_interval_and_an_old_evaluation_the_pl
     assert to_html(card).count('class="span"') == 2
 
 
+def test_a_calibration_bins_ends_do_not_pass_for_an_interval(arena: Arena) -> None:
+    judged = Judged.of(open_ledger().history(arena.model)[-1])
+    bins = [{"low": 0.2, "high": 0.4, "rows": 12, "said": 0.31, "happened": 0.25}]
+    text = to_markdown(card_of(replace(judged, evaluation={**judged.evaluation, "calibration": bins})))
+    assert "| probability | rows | said | happened |" in text
+    assert "| above 0.2 up to 0.4 | 12 | 0.31 | 0.25 |" in text
+
+
+def test_slices_that_were_not_judged_are_named(arena: Arena) -> None:
+    judged = Judged.of(open_ledger().history(arena.model)[-1])
+    left = [{"where": "site = va", "columns": ["site"], "rows": 31}]
+    text = to_markdown(card_of(replace(judged, evaluation={**judged.evaluation, "unjudged": left})))
+    assert "### Slices that were not judged" in text and "| site = va | site | 31 |" in text
+
+
 def test_where_other_rows_were_compared_the_own_test_rows_keep_their_intervals(arena: Arena) -> None:
     judged = Judged.of(open_ledger().history(arena.model)[-1])
     told = {**judged.evaluation, "test_rows": 400, "challenger": {"accuracy": 0.88}}

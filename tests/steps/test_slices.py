@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,13 @@ import pytest
 from bentos.release import Answers
 from models.config import ModelConfig, load_model, parse_set
 from models.errors import ConfigError
+from steps.evaluate import evaluate_release
 from steps.metrics import compute_metrics
-from steps.slices import Slice, slice_gap, slices
-from tests.steps.learning import toy
+from steps.slices import Slice, slice_gap, slices, unjudged
+from steps.verdict import Gate, judge, require_gates
+from tests.steps.arena import evaluation_of, package_of
+from tests.steps.learning import configured, rows_of, toy
+from tests.steps.test_evaluate import released
 
 COLUMNS: dict[str, Any] = {
     "age": {"type": "number"},
@@ -160,3 +165,125 @@ def test_no_rows_no_slices() -> None:
     assert slice_gap(()) is None
     frame, config = rows(40), toy(COLUMNS, evaluation={"slices": {"columns": ["sex"]}})
     assert found(config, frame, answered(frame, 0.2)) == ()
+
+
+LOOKED = {"slices": {"columns": ["sex", "town", "old", "age"], "find": 2}}
+OLD = {"old": {"bin": "age", "edges": [40], "labels": ["young", "aged"], "feature": False}}
+DECLARED = {**COLUMNS, "sex": {"type": "category", "categories": ["f", "m", "x"]}, "town:x": {"type": "boolean"}}
+
+
+def floored(gates: dict[str, Any], **keys: Any) -> ModelConfig:
+    return toy(DECLARED, derived=OLD, gates=gates, evaluation={**LOOKED, **keys.pop("evaluation", {})}, **keys)
+
+
+def judged(config: ModelConfig, frame: pd.DataFrame, answers: Answers) -> dict[str, Gate]:
+    """What the slice floors say of answers, by name, after the way of a run."""
+    require_gates(config)
+    parts = found(config, frame, answers)
+    told = evaluation_of("toy", metric=config.metric, slices=parts, unjudged=unjudged(config, frame, parts))
+    verdict = judge(config, told, package_of(1, "toy"), None)
+    failed = any(gate.verdict == "failed" and gate.blocking for gate in verdict.gates)
+    assert verdict.decision == ("rejected" if failed else "promoted")
+    return {gate.name: gate for gate in verdict.gates if gate.name.startswith("slice")}
+
+
+def test_a_floor_on_a_value_a_column_and_every_slice() -> None:
+    frame = rows()
+    planted = (frame["sex"] == "f") & (frame["town"] == "b")
+    answers = answered(frame, np.where(planted, 0.55, 0.1))
+    names = ("slice:sex:m", "slice:sex:f", "slice:sex", "slice:old:aged", "slice")
+    gates = judged(floored({name: {"min": 0.8, "blocking": False} for name in names}), frame, answers)
+    assert list(gates) == list(names)
+    assert [gate.verdict for gate in gates.values()] == ["passed", "failed", "failed", "passed", "failed"]
+    right = (frame["y"].to_numpy() == answers.values).astype(float)
+    men, women, both = (right[rows].mean() for rows in (frame["sex"] == "m", frame["sex"] == "f", planted))
+    assert [gates[name].value for name in names[:3]] == [pytest.approx(value) for value in (men, women, women)]
+    assert gates["slice"].value == pytest.approx(both), "the worst slice was found, and not asked for"
+    assert (gates["slice:sex"].threshold, gates["slice:sex"].margin) == (0.8, pytest.approx(women - 0.8))
+    assert gates["slice:sex"].reason.startswith(f"sex = f: accuracy {women:.4g} (")
+    for said in (f"on {(frame['sex'] == 'f').sum()} test rows, at least 0.8 is asked", "the worst of 2 slices"):
+        assert said in gates["slice:sex"].reason
+    assert "sex = f and town = b" in gates["slice"].reason
+
+
+@pytest.mark.parametrize(("blocking", "verdict"), [(True, "rejected"), (False, "promoted")])
+def test_a_floor_blocks_or_warns_as_the_yaml_says(blocking: bool, verdict: str) -> None:
+    frame = rows()
+    config = floored({"slice:sex": {"min": 0.95, "blocking": blocking}})
+    parts = found(config, frame, answered(frame, 0.2))
+    told = judge(config, evaluation_of("toy", slices=parts), package_of(1, "toy"), None)
+    assert told.decision == verdict
+
+
+def test_a_metric_of_which_less_is_better_has_a_ceiling() -> None:
+    frame = rows()
+    answers = answered(frame, np.where(frame["town"] == "b", 0.5, 0.1))
+    config = floored({"slice:town": {"max": 0.5, "blocking": False}}, metric="log_loss")
+    gate = judged(config, frame, answers)["slice:town"]
+    assert gate.verdict == "failed" and gate.margin is not None and gate.margin < 0
+    assert gate.reason.startswith("town = b: log_loss") and "at most 0.5 is asked" in gate.reason
+    with pytest.raises(ConfigError, match=r"gates.slice:town: a smaller log_loss is better, give max"):
+        require_gates(floored({"slice:town": {"min": 0.5}}, metric="log_loss"))
+    with pytest.raises(ConfigError, match=r"gates.slice: a larger accuracy is better, give min"):
+        require_gates(floored({"slice": {"max": 0.5}}))
+
+
+def test_a_floor_whose_slice_cannot_be_judged_fails_and_says_why() -> None:
+    """A promise about rows that nobody looked at was not kept; other slices of the column are judged all the same."""
+    frame = rows()
+    few = int((frame["town"] == "rare").sum())
+    assert 0 < few < 50
+    names = ("slice:town:rare", "slice:town:nowhere", "slice:sex:x", "slice:sex:missing", "slice:town")
+    gates = judged(floored({name: {"min": 0.5} for name in names}), frame, answered(frame, 0.2))
+    assert [gate.verdict for gate in gates.values()] == ["failed"] * 4 + ["passed"]
+    small = f"town = rare has {few} test rows, at least 50 are asked"
+    assert gates["slice:town:rare"].reason == f"no slice was judged: {small}"
+    assert gates["slice:town:nowhere"].reason == "there is no slice town = nowhere among the test rows"
+    assert gates["slice:town"].reason.endswith(f"; the worst of 3 slices; not judged: {small}")
+    frame["y"] = np.where(frame["town"] == "b", "yes", frame["y"])
+    gates = judged(floored({"slice:town:b": {"min": 0.5}}, metric="roc_auc"), frame, answered(frame, 0.2))
+    one_class = f"roc_auc could not be computed on the {(frame['town'] == 'b').sum()} test rows of town = b"
+    assert (gates["slice:town:b"].verdict, gates["slice:town:b"].value) == ("failed", None)
+    assert gates["slice:town:b"].reason == f"no slice was judged: {one_class}"
+
+
+def test_the_slice_without_a_value_has_a_name() -> None:
+    frame = rows()
+    config = floored({"slice:seen:missing": {"min": 0.9}}, evaluation={"slices": {"columns": ["seen"], "find": 0}})
+    gate = judged(config, frame, answered(frame, np.where(frame["seen"].isna(), 0.5, 0.0)))["slice:seen:missing"]
+    assert gate.verdict == "failed" and gate.reason.startswith("seen missing: accuracy 0.")
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ("slice:sec", r"columns has no such column; did you mean 'sex'\? \(there is: sex, town, old, age\)"),
+        ("slice:note:a", "columns has no such column"),
+        ("slice:", "columns has no such column"),
+        ("slice:sex:w", r"column 'sex' has no such value \(there is: f, m, x, missing\)"),
+        ("slice:old:age", r"no such value; did you mean 'aged'\? \(there is: young, aged, missing\)"),
+        ("slice:age:40", r"the slices of 'age' follow from the data.*slice:age"),
+        ("slices", r"nothing measures 'slices' \(there is: .*slice_gap, slice,"),
+    ],
+)
+def test_a_floor_on_no_slice_is_refused_before_training(gate: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        require_gates(floored({gate: {"min": 0.5}}))
+
+
+def test_a_column_whose_name_holds_a_colon_is_itself() -> None:
+    keys = {"evaluation": {"slices": {"columns": ["town", "town:x"]}}}
+    require_gates(floored({"slice:town:x": {"min": 0.5}, "slice:town:x:1": {"min": 0.5}}, **keys))
+    with pytest.raises(ConfigError, match=r"column 'town:x' has no such value \(there is: 0, 1, missing\)"):
+        require_gates(floored({"slice:town:x:y": {"min": 0.5}}, **keys))
+
+
+def test_the_shipped_floor_holds_for_the_shipped_model(tmp_path: Path) -> None:
+    data, config = rows_of("heart_disease"), configured("heart_disease")
+    require_gates(config)
+    evaluation = evaluate_release(released(tmp_path / "r", config, data.train), data.train, data.test, 100)
+    verdict = judge(config, evaluation, package_of(1, "heart_disease"), None)
+    (gate,) = [gate for gate in verdict.gates if gate.name.startswith("slice:")]
+    assert (gate.name, gate.threshold, gate.blocking, gate.verdict) == ("slice:sex", 0.7, False, "passed")
+    assert gate.value == min(one.value for one in evaluation.slices if one.columns == ("sex",) and not one.found)
+    assert evaluation.unjudged == ()
