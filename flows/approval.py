@@ -4,9 +4,8 @@ import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
-from uuid import UUID
 
-from prefect.flow_runs import resume_flow_run, suspend_flow_run
+from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import deployment, flow_run
 from pydantic import Field
@@ -102,20 +101,3 @@ def conclude(question: Question, answer: Approval | None) -> dict[str, Any]:
         last = refuse(model, version, why=answer.why, actor=SOMEBODY)
         repair(model)
     return decided(last)
-
-
-def wake(run: str, decision: Literal["approve", "reject"], why: str) -> None:
-    """Resume a flow run whose question was decided elsewhere, so that it ends with that decision."""
-    try:
-        resume_flow_run(UUID(run), run_input={"decision": decision, "why": why})
-    except Exception as error:
-        LOG.warning("decided; flow run %s, which waits for it, was not told: %s", run, bounded(str(error), 300))
-
-
-def wake_superseded(model: str, since: int) -> None:
-    """Resume the flow runs whose challengers were refused after entry `since`: a newer one waits in their place."""
-    entries = open_ledger().history(model)
-    asking = {entry.version: entry.payload.get("flow_run") for entry in entries if entry.action == "pending"}
-    for entry in entries:
-        if entry.sequence > since and entry.action == "reject" and (run := asking.get(entry.version)):
-            wake(run, "reject", entry.why)

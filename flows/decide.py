@@ -35,8 +35,8 @@ def promote_by_hand(model: str, version: int, why: str, overrides: Sequence[str]
     # Before anything is started: a wrong key is wrong usage.
     current_actor()
     with use_prefect(home, "flows.approval"):
-        from flows.approval import wake
         from flows.release import release
+        from flows.wake import wake
 
         use_logging(config.logging, model=model)
         waiting_run = _waiting_run(model, version)
@@ -66,7 +66,7 @@ def reject_by_hand(model: str, version: int, why: str) -> dict[str, Any]:
     repair(model)
     if waiting_run:
         with use_prefect(home, "flows.approval"):
-            from flows.approval import wake
+            from flows.wake import wake
 
             wake(waiting_run, "reject", why)
     return decided(entry)

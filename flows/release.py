@@ -17,6 +17,7 @@ from zenml.utils.pagination_utils import depaginate
 from flows.cancelled import end_cancelled
 from flows.pipelines import release_pipeline
 from flows.retire import repair_first
+from flows.wake import wake_superseded
 from models.errors import ConfigError, WorkError
 from stacks import registry
 from stacks.active import use_stack
@@ -91,6 +92,7 @@ def promote_version(model: str, version: int, why: str, overrides: Sequence[str]
     asked = Asked(why=why, actor=actor, by_hand=True, overrides=tuple(overrides), settings=judged.settings)
     released = run_release(model, judged.config, judged.evaluation, judged.package, asked)
     verdict = output(released, "promote").load()
+    wake_superseded(model, verdict.version, verdict.sequence)
     published = output(released, "deploy").load()
     return {
         "model": model,

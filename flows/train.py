@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from zenml.utils import source_utils
 
-from flows.approval import conclude, question_of, suspended, suspends, wake_superseded
+from flows.approval import conclude, question_of, suspended, suspends
 from flows.cancelled import end_cancelled
 from flows.console import use_logging
 from flows.pipelines import train_pipeline
@@ -19,6 +19,7 @@ from flows.record import recorded
 from flows.release import Run, finished, output, run_release
 from flows.resolve import resolve_model
 from flows.usage import log_usages, step_usages
+from flows.wake import wake_superseded
 from models.config import ModelConfig
 from models.errors import ConfigError, WorkError
 from stacks import registry
@@ -141,8 +142,7 @@ def _train(model: str, source: str | None, overrides: Sequence[str], why: str, a
     registry.initialise()
     for line in repair(model):
         LOG.warning("repaired: %s", line)
-    ledger = open_ledger()
-    champion, tip = ledger.champion(model), ledger.tip(model)
+    champion = open_ledger().champion(model)
     digest = source_digest(config, used)
     trained = finished(
         train_pipeline.with_options(run_name=f"train-{model}-{{date}}-{{time}}", tags=[model])(
@@ -160,7 +160,8 @@ def _train(model: str, source: str | None, overrides: Sequence[str], why: str, a
     )
     whole = parameter(config.model_dump(mode="json"))
     released = run_release(model, whole, output(trained, "evaluate"), output(trained, "package"), asked)
-    wake_superseded(model, tip)
+    verdict = output(released, "promote").load()
+    wake_superseded(model, verdict.version, verdict.sequence)
     result = _result(config, used, stack, trained, released, time.monotonic() - started)
     if result["verdict"] in ("promoted", "pending"):
         registry.set_tag(model, result["version"], SOURCE_TAG, digest)

@@ -84,8 +84,8 @@ def decide(
     verdict = _recorded(ledger, config.name, request) if request else None
     if verdict is None:
         verdict = _record(ledger, config, evaluation, package, by, request)
-    if verdict.decision == "pending":
-        supersede(ledger, config.name, verdict.version, by.actor)
+    if verdict.decision in ("pending", "promoted"):
+        supersede(ledger, config.name, verdict.version, verdict.sequence, by.actor)
     _mirror(ledger, config.name)
     return verdict
 

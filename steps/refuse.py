@@ -39,25 +39,34 @@ def refuse(model: str, version: int, *, why: str = "", actor: str | None = None)
     return ledger.append("reject", model, version, why=why, actor=who, payload=payload, expect_champion=stood.champion)
 
 
-def supersede(ledger: Ledger, model: str, newest: int, actor: str | None) -> None:
-    """Refuse what waits beside the newest challenger: one waits at a time, and the history says what became of others.
+def supersede(ledger: Ledger, model: str, by: int, decided: int, actor: str | None) -> None:
+    """Refuse what waited before a version that waits now, or became champion: the history says what became of it.
 
-    Safe to repeat, and for several at once: of each challenger one refusal is written.
+    One challenger waits at a time, and what was compared with a champion that is none any more waits for nothing.
+    Safe to repeat, and for several at once: of each challenger one refusal is written, whose `superseded_by` is the
+    version in its place.
+
+    Args:
+        ledger: The ledger.
+        model: The model.
+        by: The version that waits, or became champion.
+        decided: The ledger's entry by which it does; what waits since a later one is left alone.
+        actor: Who decided.
     """
     for _ in range(ATTEMPTS):
         stood = ledger.standing(model)
-        older = [number for number in stood.waiting if stood.latest[number].sequence < stood.latest[newest].sequence]
-        if newest not in stood.waiting or not older:
+        older = [number for number in stood.waiting if stood.latest[number].sequence < decided]
+        if by not in (*stood.waiting, stood.champion) or not older:
             return
-        reason = f"superseded by v{newest}, which waits now"
-        payload = _payload(stood.latest[older[0]], reason)
+        reason = f"superseded by v{by}, which {'is champion' if by == stood.champion else 'waits'} now"
+        payload = {**_payload(stood.latest[older[0]], reason), "superseded_by": by}
         try:
             ledger.append(
                 "reject", model, older[0], why=reason, actor=actor, payload=payload, expect_tip=stood.sequence
             )
         except Conflict:
             continue
-    LOG.warning("the ledger of %s never stood still: what waited before v%d is left as it is", model, newest)
+    LOG.warning("the ledger of %s never stood still: what waited before v%d is left as it is", model, by)
 
 
 def _payload(entry: Entry, reason: str) -> Mapping[str, Any]:

@@ -122,6 +122,15 @@ def test_a_suspended_run_is_decided_without_training_twice(
         last = ended(third)
         assert (last.action, last.version, last.why) == ("promote", 2, "now it is time")
         assert len([entry for entry in ledger.history("toy") if entry.action == "promote"]) == 2
+
+        toy_frame(900, seed=6).to_csv(place.data / "toy.csv", index=False)
+        fourth = suspended()
+        done = place.gauntlet("promote", "toy", "1", "--override", "improvement", "--why", "the first one after all")
+        assert done.code == 0, done.printed[-3000:]
+        assert "was not told" not in done.printed
+        last = ended(fourth)
+        assert (last.action, last.version, last.payload["superseded_by"]) == ("reject", 3, 1)
+        assert ledger.champion("toy") == 1
     proof("a deployment's run suspends; approved and refused in Prefect, by hand: no training twice", 3, "seen")
 
 

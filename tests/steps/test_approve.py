@@ -210,9 +210,29 @@ def test_of_two_that_wait_the_older_is_superseded_and_the_history_says_so(arena:
         _decide(arena, 2, evaluation_of(arena.model), promotion, request="second")
     actions = [(entry.action, entry.version, entry.why) for entry in open_ledger().history(arena.model)]
     assert actions[1:] == [("pending", 2, ""), ("reject", 1, "superseded by v2, which waits now")]
+    assert open_ledger().history(arena.model)[-1].payload["superseded_by"] == 2
     assert open_ledger().standing(arena.model).challenger == 2
     assert registry.aliases(arena.model) == {"challenger": 2}
     assert repair() == ()
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_what_waits_is_superseded_by_a_promotion_too_and_what_waits_since_is_not(arena: Arena, by_hand: bool) -> None:
+    arena.add_versions(1)
+    _decide(arena, 1, evaluation_of(arena.model))
+    better = against(1, 0.5, 0.9, arena.model)
+    assert _decide(arena, 2, better, {"approval": "manual"}, flow_run="r2").decision == "pending"
+    promoted = _decide(arena, 3, better, by_hand=by_hand, why="it is better", actor="ada", request="third")
+    assert promoted.decision == "promoted"
+    refused = _last(arena)
+    assert (refused.action, refused.version, refused.actor) == ("reject", 2, "ada")
+    assert refused.why == refused.payload["verdict"]["reason"] == "superseded by v3, which is champion now"
+    assert refused.payload["superseded_by"] == 3 and "flow_run" not in refused.payload
+    assert registry.aliases(arena.model) == {"champion": 3, "production": 3, "previous": 1}
+    assert _decide(arena, 2, against(3, 0.5, 0.9, arena.model), {"approval": "manual"}).decision == "pending"
+    _decide(arena, 3, better, by_hand=by_hand, request="third")
+    assert open_ledger().standing(arena.model).waiting == (2,), "asked twice, the promotion refuses nobody else"
+    assert open_ledger().verify() == []
 
 
 @pytest.mark.parametrize(
