@@ -128,7 +128,7 @@ def only_areas(*given: Any, **grouping: Any) -> Any:
     answers = classified(*given, **grouping)
 
     def areas(counts: Any) -> dict[str, Any]:
-        roc, precision = answers._areas(1, counts)
+        roc, precision = answers._ranks[1].areas(counts)
         return {"roc_auc": roc, "pr_auc": precision}
 
     return SimpleNamespace(cells=answers.cells, figures=areas)
