@@ -298,4 +298,5 @@ def _length(gate: Gate) -> float | None:
 
 
 def _signed(value: object) -> str:
-    return f"{value:+.4g}" if isinstance(value, int | float) else "–"
+    # 0.0 added, or no difference in a figure of which less is better would be -0.
+    return f"{value + 0.0:+.4g}" if isinstance(value, int | float) else "–"

@@ -144,6 +144,9 @@ def test_every_figure_s_difference_has_its_interval_and_an_old_evaluation_the_pl
     assert "| **accuracy** | 0.8 | 0.9 (0.84 to 0.95) | +0.1 (+0.04 to +0.16) |" in text
     assert "| log_loss ↓ | 0.5 | 0.4 | +0.1 (-0.02 to +0.3) |" in text
     assert "| ece ↓ | 0.05 | 0.07 | -0.02 |" in text, "a figure that too few resamples allow"
+    differences["ece"] = {"estimate": -0.0, "low": -0.0, "high": -0.0}
+    equal = to_markdown(card_of(replace(judged, evaluation={**old, "differences": differences})))
+    assert "| +0 (+0 to +0) |" in equal, "no difference has no sign"
     assert "Better by: positive where the challenger is better, with the 95 % interval" in text
     assert to_html(card).count('class="span"') == 2
 
