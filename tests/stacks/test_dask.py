@@ -33,6 +33,7 @@ from stacks.orchestrator.dask_step import BATCHES, LARGEST_BATCH, Line, _pass_on
 from stacks.orchestrator.failure import StepFailed
 from stacks.orchestrator.flow_run import prefect_api
 from stacks.orchestrator.place import PlaceError
+from stacks.orchestrator.step_log import StepLog
 from stacks.stack_file import ensure_active
 from tests.stacks.dask_cluster import Cluster, free_port, running, until
 from tests.stacks.pipelines import find, flow_run_of, last_run, leave, sent, statuses, stored, task_runs
@@ -240,6 +241,8 @@ def kill_my_worker() -> None:
 def loses_its_worker() -> None:
     print("here until my worker is lost", flush=True)  # noqa: T201
     leave(f"started-{os.getpid()}")
+    # A worker that is killed takes with it what it has not passed on yet.
+    until(lambda: [*Path(os.environ["NOTES"]).glob("heard")])
     kill_my_worker()
 
 
@@ -262,7 +265,17 @@ def losing_once() -> None:
     loses_it_once()
 
 
-def test_a_lost_worker_is_a_failed_step_with_the_reason_and_not_run_again(notes: Path, cluster: Cluster) -> None:
+def test_a_lost_worker_is_a_failed_step_with_the_reason_and_not_run_again(
+    notes: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = StepLog.line
+
+    def line(log: StepLog, stream: str, text: str) -> None:
+        plain(log, stream, text)
+        if text == "here until my worker is lost":
+            leave("heard")
+
+    monkeypatch.setattr(StepLog, "line", line)
     with pytest.raises(
         RuntimeError, match=r"Dask worker tcp://127.0.0.1:\d+ \([ab]\), process \d+, was lost"
     ) as caught:
