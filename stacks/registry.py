@@ -32,8 +32,9 @@ RETIRED_TAG = "gauntlet.retired"
 SEMVER_TAG = "gauntlet.semver"
 RELEASE_PATH = "artifacts/release"
 MANIFEST = "manifest.json"
-# How SQLAlchemy names a broken unique constraint: by class, and for drivers with classes of their own by its help page.
-_TAKEN = ("IntegrityError", "sqlalche.me/e/20/gkpj")
+# How SQLAlchemy names a broken unique constraint, by class, and for drivers with classes of their own by its help page;
+# and a row that was deleted between its reading and its update.
+_OVERTAKEN = ("IntegrityError", "sqlalche.me/e/20/gkpj", "expected to update 1 row(s); 0 were matched")
 
 
 @dataclass(frozen=True)
@@ -429,8 +430,8 @@ def _lock(name: str) -> FileLock:
 def write_shared(write: Callable[[], object]) -> None:
     """Write what others may be writing too, a tag, an alias, the name of data.
 
-    Of two that write a new one at once MLflow refuses one, whatever the database; when it tries again it finds the
-    other's.
+    Of two that write a new one at once MLflow refuses one, whatever the database, and who sets what another deletes;
+    when it tries again it finds what the other left.
 
     Raises:
         MlflowException: MLflow refused for another reason, or twice.
@@ -440,7 +441,7 @@ def write_shared(write: Callable[[], object]) -> None:
     try:
         write()
     except MlflowException as error:
-        if not any(sign in str(error) for sign in _TAKEN):
+        if not any(sign in str(error) for sign in _OVERTAKEN):
             raise
         write()
 

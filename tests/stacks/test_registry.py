@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
+from sqlalchemy import orm
 
 from models.errors import WorkError
 from stacks import registry, runs
@@ -146,6 +148,29 @@ def test_a_crash_between_two_alias_writes_is_repaired_by_the_next(
     assert registry.aliases("crashed") == {"champion": 2, "production": 2, "challenger": 2}
     assert registry.mirror("crashed", champion=2, previous=1, challenger=None)
     assert registry.aliases("crashed") == {"champion": 2, "production": 2, "previous": 1}
+
+
+def test_an_alias_that_is_taken_away_while_it_is_moved_is_set(release: Path, loader: registry.Loader) -> None:
+    from mlflow.store.model_registry.dbmodels.models import SqlRegisteredModelAlias
+
+    for digest in "ab":
+        put("overtaken", release, digest, loader)
+    registry.mirror("overtaken", champion=1, previous=None, challenger=2)
+    deleted = []
+
+    def overtake(session: orm.Session, *_: object) -> None:
+        moved = [row for row in session.dirty if isinstance(row, SqlRegisteredModelAlias)]
+        if moved and not deleted:
+            with sa.create_engine(session.get_bind().engine.url).begin() as other:
+                gone = other.execute(sa.text("DELETE FROM registered_model_aliases WHERE name = 'overtaken'"))
+            deleted.append(gone.rowcount)
+
+    sa.event.listen(orm.Session, "before_flush", overtake)
+    try:
+        assert registry.mirror("overtaken", champion=1, previous=None, challenger=1)
+    finally:
+        sa.event.remove(orm.Session, "before_flush", overtake)
+    assert deleted == [3] and registry.aliases("overtaken") == {"challenger": 1}
 
 
 def test_files_lie_beside_a_version(release: Path, loader: registry.Loader, tmp_path: Path) -> None:
