@@ -34,7 +34,7 @@ def promote_by_hand(model: str, version: int, why: str, overrides: Sequence[str]
     use_stack()
     # Before anything is started: a wrong key is wrong usage.
     current_actor()
-    with use_prefect(home, "flows.approval"):
+    with use_prefect(home, "flows.release"):
         from flows.release import release
         from flows.wake import wake
 
@@ -65,7 +65,7 @@ def reject_by_hand(model: str, version: int, why: str) -> dict[str, Any]:
     entry = refuse(model, version, why=why)
     repair(model)
     if waiting_run:
-        with use_prefect(home, "flows.approval"):
+        with use_prefect(home, "flows.wake"):
             from flows.wake import wake
 
             wake(waiting_run, "reject", why)

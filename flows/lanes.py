@@ -25,8 +25,6 @@ LANE = "flows.lane"
 GRACE_SECONDS = 5.0
 MODELS_A_LANE = 60
 _TAIL_LINES = 20
-
-
 _ahead: deque["Lane"] = deque()
 
 

@@ -22,7 +22,6 @@ from steps.own import own_metric, resample_own
 Array = np.ndarray[Any, Any]
 
 CONFIDENCE = 0.975
-PLAIN_CELLS = PLAIN_ROWS
 _BAGS = 20
 _BAG_POWER = 0.7
 
@@ -147,7 +146,7 @@ def paired_differences(
     names = [name for name in challenger.figures if name in champion.figures and name != config.metric]
     sides = [replace(side, figures={name: side.figures[name] for name in names}) for side in (champion, challenger)]
     whole = {name: sides[1].figures[name] - sides[0].figures[name] for name in names}
-    if len(truth) <= PLAIN_CELLS:
+    if len(truth) <= PLAIN_ROWS:
         old, new = (side.drawn or drawn(config, labels, truth, side.answers, side.figures) for side in sides)
         values = _less(new, old)
     else:
@@ -192,7 +191,6 @@ class _Cells:
     def differ(self) -> Figures:
         """The challenger's figures less the champion's."""
         champion, challenger = self.score(np.arange(len(self.sizes)))
-
         return lambda counts: _less(challenger(counts), champion(counts))
 
     def some(self, chosen: Array) -> "_Cells":
@@ -287,7 +285,7 @@ def _resampled(
     cells: _Cells, rows: int, times: int, random: np.random.Generator, whole: Mapping[str, float]
 ) -> Mapping[str, Array]:
     """The differences in each resample; `whole` are those when each row is taken once."""
-    if len(cells.sizes) <= PLAIN_CELLS:
+    if len(cells.sizes) <= PLAIN_ROWS:
         return _drawn(cells, rows, times, random)
     size = int(len(cells.sizes) ** _BAG_POWER)
     order = random.permutation(len(cells.sizes))

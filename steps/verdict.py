@@ -143,7 +143,7 @@ def require_gates(config: ModelConfig, origins: Mapping[str, str] = _NO_ORIGINS)
     for name in config.gates:
         own = {origin for key, origin in origins.items() if key == "gates" or key.startswith(f"gates.{name}.")}
         if not is_measured(config, name) and own != {SHIPPED}:
-            known = (*metric_names(config, config.target.labels), *_FIGURES, SLICE, _DRIFT, *GAP_GATES, *_REFERENCES)
+            known = _names(config)
             classes = f"; by class: {'|'.join(BY_CLASS)}:CLASS" if config.task == "classification" else ""
             raise ConfigError(f"gates: nothing measures '{name}' (there is: {', '.join(known)}{classes})")
     require_gaps(config)
@@ -152,17 +152,16 @@ def require_gates(config: ModelConfig, origins: Mapping[str, str] = _NO_ORIGINS)
 
 def is_measured(config: ModelConfig, name: str) -> bool:
     """Whether the task has the figure that a gate is named after."""
-    if name in (
-        *metric_names(config, config.target.labels),
-        *_FIGURES,
-        _DRIFT,
-        *GAP_GATES,
-        *_REFERENCES,
-    ) or is_slice_gate(name):
+    if name in _names(config) or is_slice_gate(name):
         return True
     figure, _, label = name.partition(":")
     labels = config.target.labels
     return figure in BY_CLASS and config.task == "classification" and (label in labels or bool(label and not labels))
+
+
+def _names(config: ModelConfig) -> tuple[str, ...]:
+    """The gates that the task may have, but for those of a class or of one slice."""
+    return (*metric_names(config, config.target.labels), *_FIGURES, SLICE, _DRIFT, *GAP_GATES, *_REFERENCES)
 
 
 def _measured(evaluation: Evaluation, package: Package) -> dict[str, float]:

@@ -126,7 +126,7 @@ def test_the_worse_one_is_below_zero() -> None:
 def test_many_rows_go_into_bags_and_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     truth, old, new = numbers(60_000)
     in_bags = paired_difference(regressor("mae"), (), truth, old, new)
-    monkeypatch.setattr(module, "PLAIN_CELLS", 100_000)
+    monkeypatch.setattr(module, "PLAIN_ROWS", 100_000)
     plain = paired_difference(regressor("mae"), (), truth, old, new)
     assert in_bags != plain
     assert in_bags.estimate == plain.estimate
