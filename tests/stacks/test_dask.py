@@ -265,9 +265,9 @@ def losing_once() -> None:
     loses_it_once()
 
 
-def test_a_lost_worker_is_a_failed_step_with_the_reason_and_not_run_again(
-    notes: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def hears(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves a note when the caller has the last line of ``loses_its_worker``, which waits for it."""
     plain = StepLog.line
 
     def line(log: StepLog, stream: str, text: str) -> None:
@@ -276,6 +276,11 @@ def test_a_lost_worker_is_a_failed_step_with_the_reason_and_not_run_again(
             leave("heard")
 
     monkeypatch.setattr(StepLog, "line", line)
+
+
+def test_a_lost_worker_is_a_failed_step_with_the_reason_and_not_run_again(
+    notes: Path, cluster: Cluster, hears: None
+) -> None:
     with pytest.raises(
         RuntimeError, match=r"Dask worker tcp://127.0.0.1:\d+ \([ab]\), process \d+, was lost"
     ) as caught:
@@ -302,9 +307,12 @@ def test_a_step_with_retries_is_tried_again_on_another_worker(notes: Path, clust
 
 @pytest.mark.prove
 @pytest.mark.timeout(1800)
-def test_no_step_runs_twice_however_often_a_worker_is_lost(notes: Path, proof: Callable[..., None]) -> None:
+def test_no_step_runs_twice_however_often_a_worker_is_lost(
+    notes: Path, hears: None, proof: Callable[..., None]
+) -> None:
     times = 5
     for done in range(times):
+        (notes / "heard").unlink(missing_ok=True)
         with pytest.raises(RuntimeError, match="was lost"):
             losing()
         assert len([*notes.glob("started-*")]) == done + 1
