@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import IO, Any
 from uuid import UUID
 
@@ -24,6 +24,7 @@ from flows.lanes import GRACE_SECONDS
 from flows.run import own_error, use_prefect
 from models.errors import GauntletError, bounded
 from stacks.home import use_home
+from stacks.installed import ask_installed
 
 TAG = "train-all"
 
@@ -103,13 +104,13 @@ def prepare() -> None:
 
 def train_one(order: Mapping[str, Any], answers: _Answers) -> dict[str, Any]:
     """Run the flow `train` for one model, as a child of the flow run that the order names."""
-    from prefect.client.orchestration import get_client
     from prefect.flow_engine import run_flow
 
     from flows.train import train
+    from stacks.orchestrator.flow_run import prefect_client
 
     parameters = {key: order[key] for key in ("model", "source", "overrides", "why", "actor")}
-    with get_client(sync_client=True) as client:
+    with prefect_client() as client:
         flow_run = client.create_flow_run(
             train, parameters=parameters, tags=[TAG], parent_task_run_id=UUID(order["parent_task_run_id"])
         )
@@ -117,6 +118,13 @@ def train_one(order: Mapping[str, Any], answers: _Answers) -> dict[str, Any]:
     result = own_error(lambda: run_flow(train, flow_run=flow_run, parameters=parameters))
     assert isinstance(result, dict)
     return result
+
+
+def _one_client() -> AbstractContextManager[object]:
+    """Prefect's client for all models: making one takes longer than most of what it is asked."""
+    from stacks.orchestrator.flow_run import prefect_client
+
+    return prefect_client()
 
 
 def _work(order: Mapping[str, Any], answers: _Answers) -> dict[str, Any]:
@@ -139,12 +147,14 @@ def main() -> int:
         home = use_home()
         # What the stack carries is in this process's environment; the first lane may be making ZenML's database.
         importlib.import_module("flows.train")
+        ask_installed()
         with ExitStack() as session:
             session.enter_context(_telling_steps(answers))
             for number, order in enumerate(orders):
                 if prefect := order.get("prefect"):
                     os.environ |= prefect
                     session.enter_context(use_prefect(home))
+                    session.enter_context(_one_client())
                     continue
                 done = _work(order, answers)
                 gc.collect()

@@ -1,16 +1,16 @@
 """The ZenML pipelines: `train` makes a challenger and its package, `release` decides and deploys, `monitor` watches."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
 from steps.alert import alert
 from steps.deploy import deploy
-from steps.evaluate import Evaluation, evaluate
+from steps.evaluate import evaluate
 from steps.ingest import ingest
 from steps.monitor import monitor
-from steps.package import Package, package
+from steps.package import package
 from steps.promote import promote
 from steps.respond import respond
 from steps.show import show
@@ -27,7 +27,7 @@ def train_pipeline(
     source_digest: str,
     champion: int | None,
     reference: int | None,
-) -> tuple[Annotated[Evaluation, "evaluation"], Annotated[Package, "package"]]:
+) -> None:
     """Rows 1 to 6 of a row's way: from a source to a judged and packaged challenger.
 
     Args:
@@ -43,7 +43,7 @@ def train_pipeline(
     tuning = tune(parts["tune"], training)
     release = train(parts["train"], training, tuning, data_digest)
     evaluation = evaluate(parts["evaluate"], release, training, test, report, champion)
-    return evaluation, package(release, evaluation, test)
+    package(release, evaluation, test)
 
 
 @pipeline(name="release", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)

@@ -23,6 +23,7 @@ from models.config import model_names
 from models.errors import ConfigError, GauntletError, WorkError
 from stacks.home import clone_dir, home_dir, use_home
 from stacks.orchestrator.announcement import AlreadyAnnounced, announce, claimed
+from stacks.orchestrator.template import begin_with_template
 from stacks.orchestrator.tether import tethered
 
 PREFECT_PORT = 4200
@@ -126,6 +127,7 @@ def hold(procfile: str) -> int:
         manager.add_process(name, command, env=dict(os.environ), cwd=str(clone_dir()))
     ended = threading.Event()
     with claimed(prefect_home):
+        begin_with_template(prefect_home)
         herald = threading.Thread(target=_announce_when_there, args=(prefect_home, url, ended))
         herald.start()
         try:

@@ -295,7 +295,11 @@ def _log_tail(home: Path) -> str:
 
 
 def _spawn(home: Path) -> "subprocess.Popen[bytes]":
+    # Not at the top: the server itself runs this file by its path.
+    from stacks.orchestrator.template import begin_with_template
+
     home.mkdir(parents=True, exist_ok=True)
+    begin_with_template(home)
     return subprocess.Popen(
         # By path and with -P: neither the caller's folder nor this one may shadow a module of the server.
         [sys.executable, "-P", str(Path(__file__).absolute()), str(home)],

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -86,22 +85,12 @@ class Place:
         (self.models / "toy.yaml").write_text(yaml.safe_dump({**TOY, **changes}, sort_keys=False))
 
 
-@pytest.fixture(scope="session")
-def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database of Prefect's at its newest revision, which each home would take seconds to come to."""
-    home = tmp_path_factory.mktemp("prefect")
-    command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
-    subprocess.run(command, env={**os.environ, "PREFECT_HOME": str(home)}, check=True, capture_output=True)
-    return home / "prefect.db"
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Place:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("place")
     made = Place(folder / "home", folder / "models", folder / "data")
-    for path in (made.home / "prefect", made.models, made.data):
+    for path in (made.home, made.models, made.data):
         path.mkdir(parents=True)
-    shutil.copy(prefect_database, made.home / "prefect")
     made.write()
     toy_frame().to_csv(made.data / "toy.csv", index=False)
     return made

@@ -24,6 +24,19 @@ assert asked == [BaseStep], asked
 assert metadata.packages_distributions() is metadata.packages_distributions()
 assert metadata.version("zenml") == metadata.distribution("zenml").version
 assert not hasattr(metadata.version.__wrapped__, "__wrapped__")
+
+from types import SimpleNamespace
+from pydantic import BaseModel
+from zenml.materializers.pydantic_materializer import PydanticMaterializer
+
+class Kept(BaseModel):
+    number: int
+
+made = []
+schema = Kept.model_json_schema
+Kept.model_json_schema = classmethod(lambda kind: made.append(kind) or schema())
+metadata_of = [PydanticMaterializer.extract_metadata(SimpleNamespace(), Kept(number=n)) for n in range(3)]
+assert made == [Kept] and metadata_of == [{"schema": schema()}] * 3, (made, metadata_of)
 print("once")
 """
 
