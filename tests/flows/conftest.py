@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from stacks.home import environment
+from stacks.orchestrator.server import _spawn
 
 TOY = {
     "name": "toy",
@@ -94,6 +95,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     made.write()
     toy_frame().to_csv(made.data / "toy.csv", index=False)
     return made
+
+
+@pytest.fixture(scope="module")
+def server(place: Place) -> Iterator[None]:
+    """The home's Prefect server for all commands of the module, each of which would start one of its own."""
+    process = _spawn(place.home / "prefect")
+    yield
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(60) == 0
 
 
 Invoke = Callable[[Sequence[str]], Done]

@@ -136,6 +136,7 @@ def test_a_suspended_run_is_decided_without_training_twice(
 
 @pytest.mark.prove
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("server")
 def test_four_eyes_by_two_keys_which_are_written_nowhere(
     place: Place, proof: Callable[[str, object, str], None]
 ) -> None:

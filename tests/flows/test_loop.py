@@ -114,6 +114,7 @@ def hospital(place: Place, tmp_path: Path) -> Iterator[Hospital]:
 
 @pytest.mark.prove
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("server")
 def test_trouble_is_told_once_and_trained_away(hospital: Hospital, proof: Proof) -> None:
     told, versions = hospital.answered(people(CALM, 2, drifted=False))
     early = hospital.monitor()

@@ -13,7 +13,7 @@ from stacks.findings import Finding, read_findings
 from stacks.ledger import Ledger
 from tests.flows.conftest import Done, Invoke, Place, toy_frame
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("server")]
 CHECKS = ["performance", "quality", "drift", "prediction_drift", "fairness"]
 
 

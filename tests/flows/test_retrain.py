@@ -32,6 +32,7 @@ def _ledger(place: Place) -> Ledger:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("server")
 def test_without_a_worker_it_trains_here_and_what_fails_is_written(place: Place) -> None:
     first = place.gauntlet("run", "toy")
     assert first.code == 0, first.printed[-3000:]
