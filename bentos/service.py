@@ -14,6 +14,7 @@ from bentos.access import Access
 from bentos.access_log import access_log
 from bentos.app import add_model, base_of, describe_model, new_app
 from bentos.bodies import Bodies, most_held
+from bentos.canonical import search_no_types
 from bentos.desk import Desk
 from bentos.fleet import Fleet
 from bentos.front import Front, take_down_refusal
@@ -82,6 +83,7 @@ class Gauntlet:
     def __init__(self) -> None:
         """Load the Release into this worker, or begin to follow."""
         use_served_stack()
+        search_no_types()
         desk.bodies = Bodies(most_held())
         lifecycle.attend()
         logs.inherit()

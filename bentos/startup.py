@@ -179,9 +179,11 @@ def check_answers(directory: Path) -> None:
     Raises:
         WorkError: It is damaged, cannot be built, or answers otherwise.
     """
+    from bentos.canonical import search_no_types
     from bentos.release import Release
     from bentos.served import Served
 
+    search_no_types()
     Served.load(Release.open(directory), 0)
 
 

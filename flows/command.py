@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from models.errors import ConfigError, GauntletError, bounded
+from stacks.home import collect_seldom
 from stacks.orchestrator.ctrl_c import noted_interrupt
 
 app = typer.Typer(
@@ -427,6 +428,7 @@ def main() -> None:
     """Entry point of the `gauntlet` command."""
     # Collecting what a hundred libraries left behind takes a second at exit; the process is over anyway.
     atexit.register(gc.freeze)
+    collect_seldom()
     try:
         app()
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ from flows.console import STARTED
 from flows.lanes import GRACE_SECONDS
 from flows.run import own_error, use_prefect
 from models.errors import GauntletError, bounded
-from stacks.home import use_home
+from stacks.home import collect_seldom, use_home
 from stacks.installed import ask_installed
 
 TAG = "train-all"
@@ -141,6 +141,7 @@ def _work(order: Mapping[str, Any], answers: _Answers) -> dict[str, Any]:
 
 def main() -> int:
     """Do what comes in until nothing comes any more."""
+    collect_seldom()
     answers = _Answers()
     orders = _Orders()
     try:

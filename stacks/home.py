@@ -1,5 +1,6 @@
 """Where this clone keeps its state, and the environment that makes every tool look there."""
 
+import gc
 import os
 import secrets
 import sys
@@ -50,6 +51,11 @@ def use_home() -> Path:
     os.environ.setdefault("MPLCONFIGDIR", str(home / "matplotlib"))  # else its font cache goes to the user's home
     (home / "mlflow").mkdir(exist_ok=True)
     return home
+
+
+def collect_seldom() -> None:
+    """Have this process look for garbage seldom: what imports make stays, and looking is an eighth of a command."""
+    gc.set_threshold(50_000, 20, 100)
 
 
 def secret_key() -> bytes:

@@ -48,6 +48,32 @@ def test_what_is_loaded_answers_exactly_as_what_was_fitted(model: str, family: A
         assert list(answers.values) == [release.schema.labels[code] for code in codes]
 
 
+SERVING = """
+import sys
+from pathlib import Path
+
+from sklearn import utils
+
+from bentos.canonical import search_no_types
+from bentos.release import Release
+from bentos.served import Served
+
+search = utils.all_estimators
+search_no_types()
+assert utils.all_estimators is search
+assert "sklearn.neural_network" not in sys.modules, "all of scikit-learn was imported"
+for folder in sys.argv[1:]:
+    Served.load(Release.open(Path(folder)), 1)
+    print("answers")
+"""
+
+
+def test_a_service_trusts_no_class_by_itself_and_serves_each_family(tmp_path: Path) -> None:
+    folders = [write(tmp_path / str(number), *case).directory for number, case in enumerate(CASES)]  # type: ignore[arg-type]
+    done = subprocess.run([sys.executable, "-c", SERVING, *map(str, folders)], capture_output=True, text=True)
+    assert done.stdout.split() == ["answers"] * len(CASES), done.stderr
+
+
 @pytest.mark.parametrize(("model", "family"), CASES)
 def test_one_row_is_answered_as_in_a_batch(model: str, family: Any, tmp_path: Path) -> None:
     release, frame = write(tmp_path / "r", model, family), frame_of(model).head(40)

@@ -38,7 +38,7 @@ def _await(there: Callable[[], Any]) -> Any:
 def _up(place: Place, log: Path) -> Iterator[SyncPrefectClient]:
     """`make up` on the place: server, process worker, deployments; a client of the server."""
     with log.open("w") as said:
-        env = place.env | ports_of_up()
+        env = place.env | ports_of_up() | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
         process = subprocess.Popen([sys.executable, "-m", "flows.up"], env=env, stdout=said, stderr=said)
     try:
         assert _await(lambda: "In another shell" in log.read_text() or process.poll() is not None)
