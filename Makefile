@@ -34,7 +34,7 @@ coverage: install ## The same, with the share of lines that the tests' own proce
 	@$(BIN)/python -m pytest $(SMALL) --cov --cov-report=term:skip-covered
 
 prove: install ## Run the counts that issues name and write docs/proof.md
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 -m prove --proof=docs/proof.md --timeout=1800
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25 -m prove --proof=docs/proof.md --timeout=1800
 
 check: install ## Lint, types, room contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

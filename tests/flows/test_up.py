@@ -135,7 +135,7 @@ def test_deployments_run_schedules_fire_and_a_failure_is_one(
     log = (tmp_path / "up.log").open("w+")
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.up"],
-        env=place.env | ports_of_up(),
+        env=place.env | ports_of_up() | {"PREFECT_WORKER_QUERY_SECONDS": "2"},
         stdout=log,
         stderr=log,
         preexec_fn=_obey_ctrl_c,

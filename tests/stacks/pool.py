@@ -18,6 +18,7 @@ from prefect.workers.process import ProcessWorker
 from zenml.client import Client
 from zenml.enums import StackComponentType
 
+from stacks.orchestrator.template import begin_with_template
 from stacks.orchestrator.tether import tethered
 from stacks.stack_file import ensure_active
 from tests.ports import free_port
@@ -59,6 +60,7 @@ class Services:
 
     def start_server(self) -> None:
         (self.folder / "prefect").mkdir(exist_ok=True)
+        begin_with_template(self.folder / "prefect")
         self._start("server", "server", "start", "--port", str(self.port))
         awaited(self._healthy, "the server")
 
