@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,21 +97,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return made
 
 
-@contextmanager
-def served_by_prefect(home: Path) -> Iterator[None]:
-    """The home's Prefect server for all commands of the block, each of which would start one of its own."""
-    process = _spawn(home / "prefect")
+@pytest.fixture(scope="module")
+def server(place: Place) -> Iterator[None]:
+    """The home's Prefect server for all commands of the module, each of which would start one of its own."""
+    process = _spawn(place.home / "prefect")
     yield
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(60) == 0
-
-
-@pytest.fixture(scope="module")
-def server(place: Place) -> Iterator[None]:
-    """The home's Prefect server for the whole module."""
-    with served_by_prefect(place.home):
-        yield
 
 
 Invoke = Callable[[Sequence[str]], Done]

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from stacks.ledger import Ledger
-from tests.flows.conftest import Place, served_by_prefect
+from tests.flows.conftest import Place
 
 STEPS = ["ingest", "validate", "split", "tune", "train", "evaluate", "package", "promote", "deploy"]
 
@@ -100,9 +100,7 @@ def test_ctrl_c_then_the_same_again(place: Place) -> None:
 def test_every_step_survives(place: Place, sent: signal.Signals, proof: Callable[[str, object, str], None]) -> None:
     place.home.rename(place.home.with_name(f"home-before-{sent.name}"))
     place.home.mkdir()
-    # Whether the command's own server ends with it is seen above, and takes ten seconds each time.
-    with served_by_prefect(place.home):
-        _survives(place, STEPS, sent)
+    _survives(place, STEPS, sent)
     proof(
         f"{sent.name} at each step, then the same command: champion v1, doctor sound, no process left",
         f"{len(STEPS)} steps",

@@ -14,7 +14,6 @@ import pytest
 
 from tests.flows.conftest import Done, Place, toy_frame
 
-pytestmark = pytest.mark.usefixtures("server")
 SETTING = "promotion.min_improvement.value=0.01"
 INTERVAL = re.compile(r"\| [+-]\S+ \([+-]\S+ to [+-]\S+\) \|")
 TRAIN_STEPS = ["ingest", "validate", "split", "tune", "train", "evaluate", "package"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stacks.orchestrator import template
-from stacks.orchestrator.template import begin_with_template, make_template
+from stacks.orchestrator.template import begin_with_template, make_template, template_path
 
 
 @pytest.fixture
@@ -49,6 +49,10 @@ def test_who_names_another_database_gets_no_file(
     monkeypatch.setenv(name, "postgresql+asyncpg://somewhere/prefect")
     begin_with_template(tmp_path / "home")
     assert not (tmp_path / "home").exists()
+
+
+def test_the_installation_has_made_the_template() -> None:
+    assert template_path().is_file(), "`make install` makes it"
 
 
 def test_without_a_template_the_server_migrates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
