@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 from uuid import UUID
 
@@ -120,13 +120,6 @@ def train_one(order: Mapping[str, Any], answers: _Answers) -> dict[str, Any]:
     return result
 
 
-def _one_client() -> AbstractContextManager[object]:
-    """Prefect's client for all models: making one takes longer than most of what it is asked."""
-    from stacks.orchestrator.flow_run import prefect_client
-
-    return prefect_client()
-
-
 def _work(order: Mapping[str, Any], answers: _Answers) -> dict[str, Any]:
     try:
         if order.get("prepare"):
@@ -148,6 +141,8 @@ def main() -> int:
         home = use_home()
         # What the stack carries is in this process's environment; the first lane may be making ZenML's database.
         importlib.import_module("flows.train")
+        from stacks.orchestrator.flow_run import prefect_client
+
         ask_installed()
         with ExitStack() as session:
             session.enter_context(_telling_steps(answers))
@@ -155,7 +150,8 @@ def main() -> int:
                 if prefect := order.get("prefect"):
                     os.environ |= prefect
                     session.enter_context(use_prefect(home))
-                    session.enter_context(_one_client())
+                    # For all models: making one takes longer than most of what it is asked.
+                    session.enter_context(prefect_client())
                     continue
                 done = _work(order, answers)
                 gc.collect()
