@@ -296,10 +296,15 @@ def ask_latest(model: str, version: int) -> dict[str, Any]:
 
 @step(enable_cache=False)
 def deploy(verdict: Verdict) -> Annotated[Published, "published"]:
-    """Publish the champion, whether this verdict made it or left it, and let it answer once."""
+    """Publish the champion, whether this verdict made it or left it; it answers once where anything had to be written.
+
+    What was published before is compared with its checksums, not served again.
+    """
     published = publish(verdict.model)
     if published.version is None:
         LOG.info("%s has no champion: nothing is published", verdict.model)
         return published
-    LOG.info("%s:latest is %s", verdict.model, published.tag)
+    LOG.info("%s:latest is %s%s", verdict.model, published.tag, "" if published.changed else ", as before")
+    if not published.changed:
+        return published
     return published.model_copy(update={"answer": ask_latest(verdict.model, published.version)})

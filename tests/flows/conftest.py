@@ -121,6 +121,6 @@ def invoke() -> Invoke:
         result = CliRunner().invoke(app, [*arguments, "--json"])
         lines = result.stdout.strip().splitlines()
         parsed = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
-        return Done(result.exit_code, parsed, result.output + result.stderr)
+        return Done(result.exit_code, parsed, result.output + result.stderr, result.stderr)
 
     return run

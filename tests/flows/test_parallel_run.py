@@ -1,5 +1,6 @@
 """The real command on a stack whose steps run in processes of their own: same ends, same exit codes."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import stacks.stack_file as stack_file
 from models.errors import LIMIT
 from stacks.stack_file import apply, ensure_active
 from tests.flows.conftest import Invoke, Place
+from tests.flows.test_whole_run import TRAIN_STEPS
 
 STACK = {
     "orchestrator": {"flavor": "prefect", "config": {"max_parallel": 2}},
@@ -47,7 +49,14 @@ def test_bad_data_end_the_command_as_they_do_in_one_process(here: Place, invoke:
 
 @pytest.mark.prove
 def test_a_whole_run(here: Place, invoke: Invoke, proof: Callable[[str, object, str], None], home: Path) -> None:
-    done = invoke(["run", "toy"])
+    done = invoke(["run", "toy", "--set", "logging.format=json"])
     assert done.code == 0, done.printed[-2000:]
     assert done.json is not None and done.json["verdict"] == "promoted"
+    said = [line for line in map(json.loads, done.stderr.splitlines()) if line["logger"].startswith("steps.")]
+    assert {line["step"] for line in said} >= {"ingest", "validate", "tune", "promote", "deploy"}
+    for line in said:
+        assert (line["model"], line["prefect_flow_run_id"]) == ("toy", done.json["prefect_flow_run_id"])
+        assert (line["zenml_run_id"] == done.json["zenml_run_id"]) == (line["step"] in TRAIN_STEPS)
+        if line["step"] in ("tune", "train", "evaluate"):
+            assert line["mlflow_run_id"] == done.json["mlflow_run_id"], line
     proof("every step of a training run in a process of its own", 1, f"{done.json['seconds']} s")

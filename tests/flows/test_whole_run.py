@@ -93,6 +93,7 @@ def test_second_run_keeps_the_champion_uses_the_cache_and_ends_with_3(first: Don
     assert result is not None and first.json is not None
     assert (result["verdict"], result["champion"], result["version"]) == ("kept", 1, 1)
     assert result["release_digest"] == first.json["release_digest"]
+    assert result["answer"] is None, "nothing was published, so nothing is served again"
     assert re.findall(r"✓ (\w+) +cached", second.printed) == TRAIN_STEPS[:5]
 
 

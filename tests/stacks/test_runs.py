@@ -1,11 +1,30 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from mlflow import MlflowClient
 
 from models.errors import WorkError
 from stacks import registry, runs
+from stacks.home import clone_dir, environment
+
+ROUNDS = 5
+WRITER = f"""
+import sys
+from stacks import registry, runs
+registry.initialise()
+for turn in range({ROUNDS}):
+    run_id = runs.start_run("crew")
+    trial = runs.Attempt("trial-000", {{"C": turn}}, {{"roc_auc": turn}}, 1.0, 0.1)
+    runs.log_attempts(run_id, [trial])
+    runs.log_run(run_id, params={{"writer": sys.argv[1]}}, metrics={{"turn": turn}}, tags={{"turn": str(turn)}})
+    runs.finish_run(run_id)
+"""
 
 
 def test_fifty_trials_are_recorded_in_three_calls_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,3 +104,29 @@ def test_artifacts_lie_in_the_home(home: Path) -> None:
 def test_what_mlflow_refuses_is_said() -> None:
     with pytest.raises(WorkError, match="MLflow said"):
         runs.log_run("0" * 32, metrics={"m": 1.0})
+
+
+@pytest.mark.prove
+def test_eight_processes_write_one_sqlite_store(tmp_path: Path, proof: Callable[[str, object, str], None]) -> None:
+    env = {**os.environ, **environment(tmp_path)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(writer)], env=env, cwd=clone_dir(), stderr=subprocess.PIPE, text=True
+        )
+        for writer in range(8)
+    ]
+    said = [process.communicate(timeout=600)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * 8, said
+    store = MlflowClient(env["MLFLOW_TRACKING_URI"])
+    (crew,) = [each.experiment_id for each in store.search_experiments() if each.name == "crew"]
+    written = store.search_runs([crew], max_results=1_000)
+    parents = [run for run in written if "mlflow.parentRunId" not in run.data.tags]
+    expected = sorted((str(writer), float(turn), str(turn)) for writer in range(8) for turn in range(ROUNDS))
+    found = [(run.data.params["writer"], run.data.metrics["turn"], run.data.tags["turn"]) for run in parents]
+    assert sorted(found) == expected
+    nested = sorted(run.data.tags["mlflow.parentRunId"] for run in written if run not in parents)
+    assert nested == sorted(run.info.run_id for run in parents)
+    assert {run.info.status for run in written} == {"FINISHED"}
+    proof(
+        "Eight processes at once write runs and trials to MLflow's SQLite store", len(written), "all there, none failed"
+    )
