@@ -289,7 +289,8 @@ def run_on_worker(it: Rehearsal) -> str:
     home = it.folder / "worker"
     home.mkdir()
     stack = json.loads(it.tool("zenml", "stack", "list", "--name", "cloud", "--output", "json"))["items"][0]["id"]
-    variables = it.environment("worker") | tools | {"ZENML_ACTIVE_STACK_ID": stack}
+    # It asks for work every two seconds, not ten: a rehearsal has no time for less.
+    variables = it.environment("worker") | tools | {"ZENML_ACTIVE_STACK_ID": stack, "PREFECT_WORKER_QUERY_SECONDS": "2"}
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--limit", "1"]
     command += ["--type", it.cloud.worker_type]
     it.worker = worker = Service("worker", command, 0, home, variables)
@@ -306,7 +307,7 @@ def run_on_worker(it: Rehearsal) -> str:
 def schedule(it: Rehearsal) -> str:
     """A schedule that fires: a monitoring run that nobody asked for by hand."""
     tools = it.cloud.prefect_environment
-    it.tool("prefect", "deployment", "schedule", "create", f"monitor/{MODEL}", "--interval", "30", **tools)
+    it.tool("prefect", "deployment", "schedule", "create", f"monitor/{MODEL}", "--interval", "10", **tools)
     try:
         run = await_run(it, "monitor", scheduled=True)
     finally:

@@ -17,6 +17,7 @@ def test_the_metric_of_all_rows_has_to_lie_in_the_interval_of_a_sample() -> None
 
 
 @pytest.mark.prove
+@pytest.mark.timeout(1800)
 def test_rows_in_partitions_train_a_champion_as_good_as_that_of_memory(
     tmp_path: Path, proof: Callable[[str, object, str], None]
 ) -> None:

@@ -96,6 +96,7 @@ def test_ctrl_c_then_the_same_again(place: Place) -> None:
 
 
 @pytest.mark.prove
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_every_step_survives(place: Place, sent: signal.Signals, proof: Callable[[str, object, str], None]) -> None:
     place.home.rename(place.home.with_name(f"home-before-{sent.name}"))

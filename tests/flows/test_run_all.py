@@ -113,6 +113,7 @@ def test_one_killed_and_one_without_data_stop_no_other(folder: Place) -> None:
 
 
 @pytest.mark.prove
+@pytest.mark.timeout(1800)
 def test_all_well_then_ctrl_c_then_kill(folder: Place, proof: Callable[[str, object, str], None]) -> None:
     (folder.models / "gone.yaml").unlink()
     done = folder.gauntlet("run", "--all")

@@ -129,6 +129,7 @@ def test_when_one_service_ends_so_do_the_others(place: Place, held: "subprocess.
 
 
 @pytest.mark.prove
+@pytest.mark.timeout(1800)
 def test_deployments_run_schedules_fire_and_a_failure_is_one(
     place: Place, tmp_path: Path, proof: Callable[[str, object, str], None]
 ) -> None:
