@@ -142,6 +142,7 @@ def test_the_decision_is_reported_and_has_its_card(first: Done, second: Done, pl
     assert "### Data" in card and "| age | integer | feature |" in card and "Nobody has written them" in card
 
 
+@pytest.mark.usefixtures("server")
 def test_show_history_doctor_and_rollback(first: Done, second: Done, place: Place) -> None:
     shown = place.gauntlet("show", "toy")
     assert shown.json is not None and shown.json["champion"] == 1
@@ -198,6 +199,7 @@ def test_versions_stand_side_by_side_with_intervals_whether_they_met_or_not(plac
     assert len(figures) == 9 and not any(INTERVAL.search(line) for line in figures), figures
 
 
+@pytest.mark.usefixtures("server")
 def test_settings_of_a_run_are_shown_and_go_with_what_is_decided_by_hand(place: Place, second: Done) -> None:
     if len(place.gauntlet("history", "toy").json["versions"]) < 2:  # type: ignore[index]
         pytest.skip("there is no v2: the test before this one was not run")
@@ -214,6 +216,7 @@ def test_settings_of_a_run_are_shown_and_go_with_what_is_decided_by_hand(place: 
     assert place.gauntlet("rollback", "toy", "--to", "1").code == 0
 
 
+@pytest.mark.usefixtures("server")
 def test_editing_a_plain_function_makes_its_step_run_again(place: Place, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     for room in ("models", "stacks", "bentos", "steps", "flows"):
@@ -234,6 +237,7 @@ def test_editing_a_plain_function_makes_its_step_run_again(place: Place, tmp_pat
     assert "Using cached version of step `tune`" in edited
 
 
+@pytest.mark.usefixtures("server")
 def test_promoting_by_hand_overrides_by_name_and_history_shows_it(place: Place, second: Done) -> None:
     shown = place.gauntlet("show", "toy").json
     assert shown is not None

@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
 
 from models.errors import WorkError
 from stacks import registry, runs
@@ -65,6 +66,26 @@ def test_a_run_can_be_written_to_twice(tmp_path: Path) -> None:
     assert (run.data.params["seed"], run.data.metrics["m"], run.data.tags["t"]) == ("1.0", 2.0, "2.0")
     assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
     assert [file.path for file in registry.client().list_artifacts(run_id, "evaluation")] == ["evaluation/a.txt"]
+
+
+def test_many_files_of_a_run_are_read_with_one_question_to_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = runs.start_run("many")
+    names = [f"inner/{number:02d}.png" for number in range(12)]
+    (tmp_path / "inner").mkdir()
+    for name in (*names, "figures.json"):
+        (tmp_path / name).write_text(name)
+    runs.log_files(run_id, tmp_path, "evaluation")
+    asked: list[str] = []
+    get_run = TrackingServiceClient.get_run
+    monkeypatch.setattr(
+        TrackingServiceClient, "get_run", lambda self, run_id: asked.append(run_id) or get_run(self, run_id)
+    )
+    found = runs.read_files(run_id, "evaluation", ".png")
+    assert list(found.items()) == [(name, name.encode()) for name in names]
+    assert asked == [run_id]
+    assert runs.read_files("0" * 32, "evaluation", ".png") == runs.read_files(run_id, "nothing", "") == {}
 
 
 def test_the_same_data_recorded_at_once_are_recorded() -> None:
