@@ -294,17 +294,29 @@ def ask_latest(model: str, version: int) -> dict[str, Any]:
     return answer
 
 
+def publish_and_ask(model: str) -> Published:
+    """Publish the champion and let it answer once; one that answered, and was not written since, is not served again.
+
+    Raises:
+        WorkError: It cannot be published, or does not answer; the next call asks it again.
+    """
+    published = publish(model)
+    if published.version is None:
+        LOG.info("%s has no champion: nothing is published", model)
+        return published
+    answered = _draft_dir(store_dir() / model).with_name(f"{model}.answered")
+    if published.changed:
+        answered.unlink(missing_ok=True)
+    if answered.is_file() and answered.read_text() == published.tag:
+        LOG.info("%s:latest is %s, as before", model, published.tag)
+        return published
+    LOG.info("%s:latest is %s", model, published.tag)
+    answer = ask_latest(model, published.version)
+    answered.write_text(str(published.tag))
+    return published.model_copy(update={"answer": answer})
+
+
 @step(enable_cache=False)
 def deploy(verdict: Verdict) -> Annotated[Published, "published"]:
-    """Publish the champion, whether this verdict made it or left it; it answers once where anything had to be written.
-
-    What was published before is compared with its checksums, not served again.
-    """
-    published = publish(verdict.model)
-    if published.version is None:
-        LOG.info("%s has no champion: nothing is published", verdict.model)
-        return published
-    LOG.info("%s:latest is %s%s", verdict.model, published.tag, "" if published.changed else ", as before")
-    if not published.changed:
-        return published
-    return published.model_copy(update={"answer": ask_latest(verdict.model, published.version)})
+    """Publish the champion, whether this verdict made it or left it, and see it answer; see `publish_and_ask`."""
+    return publish_and_ask(verdict.model)

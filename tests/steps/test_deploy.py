@@ -18,7 +18,7 @@ from stacks import registry
 from stacks.ledger import open_ledger
 from steps import deploy
 from steps.build import bento_version
-from steps.deploy import bento_file, delete_bento, faults, publish, stage, store_dir
+from steps.deploy import bento_file, delete_bento, faults, publish, publish_and_ask, stage, store_dir
 from steps.promote import repair, rollback
 from tests.steps.arena import Arena
 
@@ -223,3 +223,36 @@ def test_publishing_and_repairing_are_cheap_when_nothing_is_wrong(
     monkeypatch.setattr(registry, "versions", lambda model: asked.append(model) or versions(model))
     assert repair() == ()
     assert asked == [arena.model]
+
+
+def test_a_champion_is_asked_until_it_answers_and_again_once_its_bento_was_written(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def silent(_: str, version: int) -> dict[str, object]:
+        asked.append(version)
+        raise WorkError("it does not answer")
+
+    monkeypatch.setattr(deploy, "ask_latest", silent)
+    for _ in range(2):
+        with pytest.raises(WorkError, match="does not answer"):
+            publish_and_ask(arena.model)
+
+    def answering(_: str, version: int) -> dict[str, object]:
+        asked.append(version)
+        return {"version": version}
+
+    monkeypatch.setattr(deploy, "ask_latest", answering)
+    assert [publish_and_ask(arena.model).answer for _ in range(2)] == [{"version": 3}, None]
+    assert asked == [3, 3, 3]
+
+    shutil.rmtree(store_dir() / arena.model / bento_version(3))
+    monkeypatch.setattr(deploy, "ask_latest", silent)
+    for _ in range(2):
+        with pytest.raises(WorkError, match="does not answer"):
+            publish_and_ask(arena.model)
+    open_ledger().append("promote", arena.model, 2)
+    monkeypatch.setattr(deploy, "ask_latest", answering)
+    assert [publish_and_ask(arena.model).answer for _ in range(2)] == [{"version": 2}, None]
+    assert asked == [3, 3, 3, 3, 3, 2]
