@@ -525,7 +525,12 @@ def _location(model: str, number: int) -> str:
     return str(client().get_logged_model(version(model, number).model_id).artifact_location)
 
 
-def _artifacts(model: str, number: int) -> Any:
+def artifacts_at(uri: str) -> Any:
+    """MLflow's repository of the artifacts at a URI of the store's."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    return get_artifact_repository(_location(model, number), tracking_uri=tracking_uri())
+    return get_artifact_repository(uri, tracking_uri=tracking_uri())
+
+
+def _artifacts(model: str, number: int) -> Any:
+    return artifacts_at(_location(model, number))

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from models.errors import WorkError, bounded
 from stacks import logs
-from stacks.registry import artifact_root, client, refused, tracking_uri, write_shared
+from stacks.registry import artifact_root, artifacts_at, client, refused, tracking_uri, write_shared
 
 PARENT_TAG = "mlflow.parentRunId"
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second: no run has an id of this form
@@ -369,9 +369,7 @@ def log_files(run_id: str, folder: Path, artifact_path: str) -> None:
 
 def _artifacts(run_id: str) -> Any:
     """Where a run's artifacts lie; MLflow's own client asks its server for that, and for the run, at every file."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    return get_artifact_repository(client().get_run(run_id).info.artifact_uri, tracking_uri=tracking_uri())
+    return artifacts_at(client().get_run(run_id).info.artifact_uri)
 
 
 def _artifact_location(model: str) -> str | None:

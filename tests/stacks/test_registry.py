@@ -319,7 +319,15 @@ def test_an_mlflow_server_does_as_well(
     import mlflow
 
     assert put("served", release, "a", loader) == put("served", release, "a", loader) == 1
-    runs.finish_run(runs.start_run("served"))
+    runs.finish_run(run_id := runs.start_run("served"))
+    pictures = {f"{number}.png": b"%d" % number for number in range(9)}
+    (tmp_path / "pictures").mkdir()
+    for name, content in pictures.items():
+        (tmp_path / "pictures" / name).write_bytes(content)
+    runs.log_files(run_id, tmp_path / "pictures", "evaluation")
+    assert runs.read_files(run_id, "evaluation", ".png") == pictures
+    assert runs.list_files(run_id, "evaluation", "8.png", 1) == ("evaluation/8.png",)
+    assert runs.read_files(run_id, "nothing", ".png") == runs.read_files("0" * 32, "evaluation", ".png") == {}
     registry.mirror("served", champion=1, previous=None, challenger=None)
     assert registry.aliases("served") == {"champion": 1, "production": 1}
     assert (registry.release_dir("served", 1) / "said.txt").read_text() == "row "
