@@ -289,7 +289,7 @@ def run_on_worker(it: Rehearsal) -> str:
     home = it.folder / "worker"
     home.mkdir()
     stack = json.loads(it.tool("zenml", "stack", "list", "--name", "cloud", "--output", "json"))["items"][0]["id"]
-    # It asks for work every two seconds, not ten: a rehearsal has no time for less.
+    # It asks for work every two seconds, not ten: else the rehearsal mostly waits.
     variables = it.environment("worker") | tools | {"ZENML_ACTIVE_STACK_ID": stack, "PREFECT_WORKER_QUERY_SECONDS": "2"}
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--limit", "1"]
     command += ["--type", it.cloud.worker_type]

@@ -141,7 +141,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.prove
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(1500)
 def test_every_command_works_in_a_fresh_clone(clone: Path, proof: Proof) -> None:
     started = time.monotonic()
     first = _run(clone, "make run")
